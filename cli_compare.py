@@ -1,0 +1,228 @@
+"""The commands that look at a model from outside: bench, verify, inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import VerifyError
+from .options import (
+    Debug,
+    Dims,
+    Either,
+    Inputs,
+    Json,
+    Model,
+    Optimize,
+    Seed,
+    Shapes,
+    Target,
+    Threads,
+)
+from .screen import Screen, amount, count, duration, printable
+
+
+def bench(
+    model: Either,
+    against: Annotated[str | None, typer.Option(
+        "--against", metavar="ort,openvino,torch", help="Engines to time next to it; by default "
+        "ONNX Runtime where it is installed. Empty for none.")] = None,
+    source: Annotated[Path | None, typer.Option(
+        "--model", metavar="FILE", help="The model that other engines run, when MODEL is a "
+        "compiled one.")] = None,
+    input: Inputs = None,
+    target: Target = "cpu",
+    shape: Shapes = None,
+    dim: Dims = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every engine.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Of measuring, for each "
+                                           "engine.")] = 2.0,
+    optimize: Optimize = 2,
+    profile: Annotated[bool, typer.Option("--profile", help="Time every kernel as well.")] = False,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time a model, next to other engines: each in its own process, in turns, medians."""
+    from .api import bench as measured
+    from .measure import NAMES, parse_against
+    from .signature import parse_dims, parse_shapes
+
+    screen = Screen(json)
+    others = None if against is None else parse_against(against)
+    with screen.progress() as progress:
+        result = measured(model, input, target, against=others, model=source,
+                          shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
+                          threads=threads, seconds=seconds, optimize=optimize, profile=profile,
+                          seed=seed, progress=progress)
+    screen.say(f"{result['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}; inputs "
+               + ", ".join(f"{printable(n, 30)} {_shape(a)}" for n, a in result["inputs"].items()))
+    ratios, apart = result["ratios"], result["differences"]
+    screen.table(("engine", "version", "median", "fastest", "times smelt", "peak memory",
+                  "differs by"), [
+        (NAMES[e["engine"]], e["version"], duration(e["seconds"]), duration(e["fastest"]),
+         f"{ratios[e['engine']]:.2f}x" if e["engine"] in ratios else "", amount(e["peak_memory"]),
+         f"{apart[e['engine']]:.1e}" if e["engine"] in apart else "") for e in result["engines"]],
+        right=(2, 3, 4, 5, 6))
+    for engine, why in result["failures"].items():
+        screen.note(f"{NAMES[engine]} was not timed: {printable(why, 300)}")
+    if "kernels" in result:
+        _kernel_table(screen, result["kernels"])
+    screen.result(result)
+
+
+def _shape(facts: dict[str, Any]) -> str:
+    return "x".join(map(str, facts["shape"])) or "scalar"
+
+
+def _kernel_table(screen: Screen, kernels: list[dict[str, Any]]) -> None:
+    rows = sorted(kernels, key=lambda k: -(k.get("share") or 0))
+    screen.table(("kernel", "share", "time", "FLOP", "GFLOP/s", "bytes", "from"), [
+        (k["name"], f"{k['share']:.1%}" if k.get("share") is not None else "",
+         duration(k["seconds"]) if k.get("seconds") is not None else "",
+         count(k["flops"]) if isinstance(k["flops"], int) else k["flops"], _rate(k),
+         amount(k["bytes"]) if isinstance(k["bytes"], int) else k["bytes"],
+         printable(k["origin"], 70)) for k in rows], right=(1, 2, 3, 4, 5))
+
+
+def _rate(kernel: dict[str, Any]) -> str:
+    if not kernel.get("seconds") or not isinstance(kernel["flops"], int):
+        return ""
+    return f"{kernel['flops'] * kernel['launches'] / kernel['seconds'] / 1e9:.1f}"
+
+
+def verify(
+    model: Model,
+    files: Annotated[list[str] | None, typer.Option(
+        "--data", metavar="FILE", help="Inputs, as --input of `smelt run`; by default random "
+        "ones.")] = None,
+    against: Annotated[str | None, typer.Option(
+        "--against", help="ort or interpreter, or data: the outputs in the npz of --data. By "
+        "default ONNX Runtime where it is installed.")] = None,
+    artifact: Annotated[Path | None, typer.Option(
+        "--artifact", help="A compiled model to check in place of compiling MODEL.")] = None,
+    rtol: Annotated[float | None, typer.Option(
+        "--rtol", help="Tolerance: the largest error over the reference's largest value; by "
+        "default 1e-4 for f32, 1e-2 for f16.")] = None,
+    bisect: Annotated[bool, typer.Option(
+        "--bisect", help="Name the first kernel that differs.")] = False,
+    target: Target = "cpu",
+    shape: Shapes = None,
+    dim: Dims = None,
+    optimize: Optimize = 2,
+    exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
+    passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
+                                               "target's own.")] = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a compiled model with a reference, output by output."""
+    from .api import verify as verified
+    from .signature import parse_dims, parse_shapes
+
+    screen = Screen(json)
+    with screen.progress() as progress:
+        result = verified(model, files or None, target, against=against, artifact=artifact,
+                          rtol=rtol, bisect=bisect, shapes=parse_shapes(shape or ()),
+                          dims=parse_dims(dim or ()), optimize=optimize, exact=exact,
+                          passes=passes, threads=threads, seed=seed, progress=progress)
+    outputs, name = result["outputs"], result["against"]
+    screen.table(("output", "type", "shape", "max abs", "max rel", "cosine", "equal", ""), [
+        (d["name"], d["dtype"], _shape(d), f"{d['absolute']:.2e}", f"{d['relative']:.2e}",
+         "" if d["cosine"] is None else f"{d['cosine']:.7f}", f"{d['exact']:.2%}",
+         "ok" if d["passed"] else d["reason"]) for d in outputs], right=(3, 4, 5, 6))
+    if result.get("bisect"):
+        screen.say(printable(result["bisect"]["sentence"], 2000))
+    elif "bisect" in result:
+        screen.say("no single value between kernels differs by itself")
+    if not result["passed"]:
+        wrong = [d for d in outputs if not d["passed"]]
+        error = VerifyError(f"{len(wrong)} of {len(outputs)} outputs differ from {name}, first "
+                            f"{wrong[0]['name']!r}: {wrong[0]['reason']}"
+                            + ("" if bisect else " (--bisect names the kernel)"))
+        error.details = result  # type: ignore[attr-defined]
+        raise error
+    screen.say(f"all {len(outputs)} outputs agree with {name}")
+    screen.result(result)
+
+
+def inspect(
+    model: Either,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with the graph, the "
+                                              "fusion groups and the arena drawn.")] = None,
+    target: Annotated[str | None, typer.Option(
+        "--target", "-t", help="Compile the model for this target and show the result too; cpu "
+        "with --html or --profile.")] = None,
+    shape: Shapes = None,
+    dim: Dims = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Run the model and show each "
+                                          "kernel's share of the time.")] = False,
+    passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
+                                               "target's own.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what is inside a model or a compiled model."""
+    from .api import inspect as inspected
+    from .compilation import check_writable
+    from .signature import parse_dims, parse_shapes
+
+    screen = Screen(json)
+    if html is not None:
+        check_writable(html)
+    if html or profile:
+        target = target or "cpu"
+    with screen.progress() as progress:
+        result = inspected(model, target, shapes=parse_shapes(shape or ()),
+                           dims=parse_dims(dim or ()), profile=profile, passes=passes,
+                           progress=progress)
+    _show_signature(screen, result)
+    if "operators" in result:
+        _show_operators(screen, result)
+    if "kernels" in result:
+        _show_compiled(screen, result)
+    if html is not None:
+        from . import data
+        from .report_html import page
+
+        data.write_text(html, page(result))
+        screen.say(f"wrote {printable(html, 400)}")
+    hidden = ("nodes", "edges", "storages")
+    screen.result({**{k: v for k, v in result.items() if k not in hidden},
+                   "html": None if html is None else str(html)})
+
+
+def _show_signature(screen: Screen, facts: dict[str, Any]) -> None:
+    from .signature import shape_text
+
+    screen.say(printable(facts["name"]) + (f", for {facts['target']}" if "target" in facts else ""))
+    rows = [(kind[:-1], s["name"], s["dtype"], shape_text(s["shape"]))
+            for kind in ("inputs", "outputs") for s in facts[kind]]
+    screen.table(("", "name", "type", "shape"), rows)
+    named = {k: v for k, v in (facts.get("sizes") or {}).items() if k != v and v}
+    if named:
+        screen.say("open sizes: " + ", ".join(f"{k} = {printable(v)}" for k, v in named.items()))
+
+
+def _show_operators(screen: Screen, facts: dict[str, Any]) -> None:
+    screen.say(f"{facts['nodes_total']} operators, {count(facts['parameters'])} parameters in "
+               f"{amount(facts['parameter_bytes'])}")
+    screen.say("  " + ", ".join(f"{op} {n}" for op, n in facts["operators"].items()))
+
+
+def _show_compiled(screen: Screen, report: dict[str, Any]) -> None:
+    _kernel_table(screen, report["kernels"])
+    facts = [f"{key} {amount(report[key])}" for key in ("weights", "code", "arena", "flash", "ram")
+             if isinstance(report.get(key), int)]
+    screen.say(f"{len(report['kernels'])} kernels, {report['steps']} steps; " + ", ".join(facts))
+    plan, missing = report.get("arena_plan"), report["open_sizes"]
+    if plan:
+        total = sum(s["bytes"] for s in plan)
+        screen.say(f"{len(plan)} temporaries of {amount(total)} share the arena")
+    elif missing:
+        screen.say("the arena depends on sizes: give "
+                   + " ".join(f"--dim '{printable(n)}=1'" for n in missing))

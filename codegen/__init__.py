@@ -1,0 +1,1 @@
+"""Text from kernels and programs: emitters choose spelling only. May import `ir`."""

@@ -1,0 +1,1 @@
+"""ONNX models in: `load_model(path_or_bytes_or_proto)` gives a graph. May import `ir` and onnx."""

@@ -1,0 +1,106 @@
+"""Intrinsics: operations of some targets that the scalar language lacks, each with its meaning.
+
+`semantics(*arrays)` gives the result on numpy arrays whose last axis is the lanes; a target that
+lacks an intrinsic runs its `decomposition` (an expression) or refuses the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .. import dtype as dt
+from ..expr import Expr
+from .nodes import Call, call
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """A named operation. Emitters map `name` to a spelling."""
+
+    name: str
+    semantics: Callable[..., Any]
+    doc: str = ""
+
+
+def _fold(kind: str):
+    def semantics(x):
+        # Lanes combine in halves: lane i with lane i + n/2, as the emitters do.
+        ufunc = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}[kind]
+        x = np.asarray(x)
+        while x.shape[-1] > 1:
+            half = x.shape[-1] // 2
+            x = ufunc(x[..., :half], x[..., half:])
+        return x[..., 0]
+
+    return semantics
+
+
+HORIZONTAL = {kind: Intrinsic(f"horizontal_{kind}", _fold(kind), f"{kind} of all lanes")
+              for kind in ("sum", "prod", "max", "min")}
+
+
+def horizontal(kind: str, x: Expr) -> Expr:
+    """The reduction of a vector's lanes to a scalar."""
+    return x if x.lanes == 1 else call(HORIZONTAL[kind], (x,), x.dtype, 1)
+
+
+def _dot4(accumulator, a, b):
+    a = np.ascontiguousarray(np.asarray(a, np.int32)).view(np.uint8).astype(np.int32)
+    b = np.ascontiguousarray(np.asarray(b, np.int32)).view(np.int8).astype(np.int32)
+    products = (a * b).reshape(*a.shape[:-1], -1, 4).sum(-1, dtype=np.int32)
+    return np.asarray(accumulator) + products
+
+
+DOT4 = Intrinsic("dot4_u8i8", _dot4, "acc[i] + sum_j u8(a[i], j) * i8(b[i], j) over the four bytes "
+                                     "of i32 lanes (vpdpbusd); wraps")
+
+
+def dot4(accumulator: Expr, a: Expr, b: Expr) -> Call:
+    """i32 lanes plus the sums of four u8 x i8 products each."""
+    return call(DOT4, (accumulator, a, b), dt.i32, accumulator.lanes)
+
+
+def _pack4(bytes_):
+    return np.ascontiguousarray(bytes_).view(np.int32)[..., 0]
+
+
+PACK4 = Intrinsic("pack4", _pack4, "four consecutive bytes as one i32, little-endian")
+
+
+def pack4(x: Expr) -> Call:
+    """A load of four 8-bit lanes as one i32 scalar."""
+    return call(PACK4, (x,), dt.i32, 1)
+
+
+def _scale(x, n):
+    return np.ldexp(x, np.asarray(n).astype(np.int32))
+
+
+SCALE = Intrinsic("scale", _scale, "x * 2**n for a whole n in f32, rounded once (vscalefps)")
+
+
+def scale(x: Expr, n: Expr) -> Call:
+    """f32 x times 2 to the power of an f32 that is a whole number."""
+    return call(SCALE, (x, n), dt.f32, x.lanes)
+
+
+SHUFFLE = "shuffle"
+
+
+@cache
+def shuffling(*picks: int) -> Intrinsic:
+    """The intrinsic that picks these lanes of two vectors; its name is shuffle_ and the picks."""
+    def semantics(x, y):
+        return np.concatenate([x, y], -1)[..., list(picks)]
+
+    return Intrinsic("_".join([SHUFFLE, *map(str, picks)]), semantics, "lanes of two vectors")
+
+
+def shuffle(x: Expr, y: Expr, picks: Sequence[int]) -> Call:
+    """Lanes of x and y; those of y count from the lanes of x on."""
+    return call(shuffling(*picks), (x, y), x.dtype, len(picks))

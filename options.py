@@ -1,0 +1,26 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, or a .pt2 file of "
+                                       "torch.export.")]
+Either = Annotated[Path, typer.Argument(metavar="MODEL", help="A model or a compiled model.")]
+Target = Annotated[str, typer.Option("--target", "-t", help="What to compile for; "
+                                     "`smelt targets` lists them.")]
+Shapes = Annotated[list[str] | None, typer.Option(
+    "--shape", metavar="NAME=1x3xHxW", help="Another shape of an input; names are open sizes.")]
+Dims = Annotated[list[str] | None, typer.Option(
+    "--dim", metavar="N=1", help="A number for a named size.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of random inputs.")]
+Inputs = Annotated[list[str] | None, typer.Option(
+    "--input", "-i", metavar="[NAME=]FILE", help="npy, npz, json or a picture.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to run on.")]
+Optimize = Annotated[int, typer.Option("--optimize", "-O", min=0, max=3,
+                                       help="The C compiler's level.")]

@@ -1,0 +1,1 @@
+"""Graph passes: rewrites of the tensor graph. May import `ir`."""

@@ -1,0 +1,52 @@
+"""The passes that every target runs before lowering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ir.graph.core import Graph
+from .base import Pass, PassReport, Pipeline
+from .canonicalise import Canonicalise
+from .cse import CommonSubexpressions
+from .dce import DeadCode
+from .fold import Fold
+from .fold_affine import FoldAffine
+from .fuse import Fuse
+from .layout import ChannelsLast
+from .plain_convolutions import PlainConvolutions
+from .recognise import Recognise
+from .sink_transposes import SinkTransposes
+from .zero_points import ZeroPoints
+
+
+@dataclass(frozen=True)
+class Options:
+    """`passes` replaces the default pipeline (its text form). `channels_last` puts the spatial
+    operators into that layout and lets integer products read 8-bit operands; `fuse` False leaves
+    every node a kernel of its own."""
+
+    passes: str = ""
+    channels_last: bool = False
+    attention: bool = False
+    fuse: bool = True
+
+
+def default_pipeline(options: Options | None = None) -> Pipeline:
+    """The pipeline for these options."""
+    options = options or Options()
+    if options.passes:
+        return Pipeline.parse(options.passes)
+    passes: list[Pass] = [DeadCode(), Fold(), CommonSubexpressions(), Canonicalise(), Fold(),
+                          CommonSubexpressions(), Recognise(), FoldAffine()]
+    if options.channels_last:
+        passes += [ZeroPoints(), PlainConvolutions(), ChannelsLast()]
+    passes += [SinkTransposes(), Canonicalise(), Fold(), CommonSubexpressions(), DeadCode(),
+               Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode()]
+    if options.fuse:
+        passes.append(Fuse())
+    return Pipeline(tuple(passes))
+
+
+def optimise(graph: Graph, options: Options | None = None) -> list[PassReport]:
+    """Runs the default pipeline on a graph in place; returns what each pass did."""
+    return default_pipeline(options).run(graph)

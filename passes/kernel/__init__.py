@@ -1,0 +1,1 @@
+"""Passes over kernels: simplification, vectorisation, legalisation. May import `ir`."""

@@ -1,0 +1,184 @@
+"""Elementary functions of f32 in add, multiply, select and bit operations.
+
+They work on any number of lanes, so a vector loop and its scalar tail give the same bits, and they
+need no math library. Coefficients are weighted minimax fits made for this file in double
+precision. Errors, in units in the last place over all finite arguments: exp 1.5, log 1.5,
+tanh 2, erf 2, expm1 3, log1p 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ...ir import dtype as dt
+from ...ir.expr import Broadcast, Const, Expr, Op, broadcast, cast, const, op, select
+from ...ir.kernel.intrinsics import scale
+
+F = dt.f32
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723e-06
+
+
+def f(value: float) -> Expr:
+    return const(value, F)
+
+
+def fma(a, b, c) -> Expr:
+    return op("fma", a, b, c)
+
+
+def horner(x: Expr, coefficients: Sequence[float]) -> Expr:
+    """The polynomial with these coefficients, constant term first."""
+    result: Expr = broadcast(f(coefficients[-1]), x.lanes)
+    for c in reversed(coefficients[:-1]):
+        result = fma(result, x, f(c))
+    return result
+
+
+def power_of_two(n: Expr) -> Expr:
+    """2**n for i32 n in [-126, 127], through the exponent bits."""
+    return cast(op("shl", n + const(127, dt.i32), const(23, dt.i32)), F, "bits")
+
+
+def _reduced(x: Expr) -> tuple[Expr, Expr]:
+    """(n, r) with x = n * ln 2 + r and |r| <= ln(2) / 2; n as f32."""
+    # Beside 1.5 * 2**23 there is no room for a fraction, so the addition rounds.
+    n = fma(x, f(1.4426950408889634), f(12582912.0)) - f(12582912.0)
+    return n, fma(n, f(-LN2_LOW), fma(n, f(-LN2_HIGH), x))
+
+
+def _with_sign(value: Expr, x: Expr) -> Expr:
+    """`value`, which is not negative where x is positive, with the sign bit of x set too."""
+    sign = op("and", cast(x, dt.i32, "bits"), const(-(1 << 31), dt.i32))
+    return cast(op("or", cast(value, dt.i32, "bits"), sign), F, "bits")
+
+
+def _exp_tail(r: Expr) -> Expr:
+    """exp(r) - 1 for the reduced r."""
+    p = horner(r, (0.5, 0.166665181517601, 0.04166620597243309, 0.008368889801204205,
+                   0.0013950489228591323))
+    return fma(p, r * r, r)
+
+
+def _clamped(x: Expr, low: float, high: float) -> Expr:
+    """x between two numbers; as it is where it is known to be (or NaN)."""
+    if not _bounded(x, "max", low):
+        x = op("max", f(low), x)
+    return x if _bounded(x, "min", high) else op("min", f(high), x)
+
+
+def _bounded(x: Expr, kind: str, limit: float) -> bool:
+    """Whether x is already the maximum ("max") with a number at least `limit`, or the minimum
+    with one at most that."""
+    if not isinstance(x, Op) or x.name not in ("min", "max"):
+        return False
+    numbers, others = [], []
+    for a in x.args:
+        inner = a.args[0] if isinstance(a, Broadcast) else a
+        (numbers if isinstance(inner, Const) else others).append(inner)
+    if not numbers or not others:
+        return False
+    inside = numbers[0].value >= limit if kind == "max" else numbers[0].value <= limit
+    return inside and (x.name == kind or _bounded(others[0], kind, limit))
+
+
+def exp(x: Expr) -> Expr:
+    x = _clamped(x, -104.0, 89.0)
+    n, r = _reduced(x)
+    return scale(_exp_tail(r) + 1.0, n)
+
+
+def exp_up_to_one(x: Expr) -> Expr:
+    """exp(x) for x <= 0 with 0 in the place of denormal numbers, as softmax wants it: in a sum of
+    numbers the greatest of which is 1 they do not count, and they take many times longer."""
+    if x.dtype is not F:
+        return op("exp", x)
+    low, zero = broadcast(f(-87.0), x.lanes), broadcast(f(0.0), x.lanes)
+    return select(op("lt", x, low), zero, op("exp", op("min", op("max", x, low), zero)))
+
+
+def scale_by_factors(x: Expr, n: Expr) -> Expr:
+    """x * 2**n for a whole n in [-252, 254]. Only the second product rounds, so the result is that
+    of the instruction."""
+    whole = cast(n, dt.i32)
+    half = op("shr", whole, const(1, dt.i32))
+    return x * power_of_two(half) * power_of_two(whole - half)
+
+
+def expm1(x: Expr) -> Expr:
+    x = op("min", f(89.0), op("max", f(-18.0), x))
+    n, r = _reduced(x)
+    whole = cast(n, dt.i32)
+    half = op("shr", whole, const(1, dt.i32))
+    big, rest = power_of_two(half), power_of_two(whole - half)
+    scale = big * rest
+    small = fma(_exp_tail(r), scale, scale - 1.0)
+    # n = 128 overflows the scale but not the result.
+    large = (_exp_tail(r) + 1.0) * big * rest
+    return _with_sign(select(op("gt", n, 126.0), large, small), x)
+
+
+def log(x: Expr) -> Expr:
+    tiny = op("lt", x, f(1.17549435e-38))
+    scaled = select(tiny, x * f(8388608.0), x)
+    bits = cast(scaled, dt.i32, "bits")
+    # Take the mantissa to [sqrt(1/2), sqrt(2)).
+    shifted = bits - const(0x3F3504F3, dt.i32)
+    e = op("shr", shifted, const(23, dt.i32))
+    mantissa = cast(bits - op("shl", e, const(23, dt.i32)), F, "bits")
+    exponent = cast(e, F) - select(tiny, f(23.0), f(0.0))
+    t = mantissa - 1.0
+    p = horner(t, (0.3333331048488617, -0.24999986588954926, 0.20002226531505585,
+                   -0.16669251024723053, 0.14218658208847046, -0.1238434836268425,
+                   0.11872976273298264, -0.11789807677268982, 0.06915368139743805))
+    square = t * t
+    low = fma(p * t, square, fma(exponent, f(LN2_LOW), square * -0.5))
+    result = fma(exponent, f(LN2_HIGH), t + low)
+    result = select(op("eq", x, f(math.inf)), x, result)
+    result = select(op("eq", x, 0.0), f(-math.inf), result)
+    # Written so that NaN takes the last arm as well.
+    return select(op("ge", x, 0.0), result, f(math.nan))
+
+
+def log1p(x: Expr) -> Expr:
+    u = x + 1.0
+    # Goldberg 1991, theorem 4: the rounding of 1 + x is made up for.
+    correction = op("div", x - (u - 1.0), u)
+    exact = log(u) + select(op("lt", op("abs", x), f(1e10)), correction, f(0.0))
+    return select(op("eq", u, 1.0), x, select(op("eq", u, 0.0), f(-math.inf), exact))
+
+
+def tanh(x: Expr) -> Expr:
+    a = op("abs", x)
+    square = x * x
+    p = horner(square, (-0.3333328068256378, 0.13331425189971924, -0.05373761057853699,
+                        0.020630402490496635, -0.005693510174751282))
+    small = fma(a * square, p, a)
+    large = 1.0 - op("div", f(2.0), exp(a + a) + 1.0)
+    return _with_sign(select(op("lt", a, f(0.625)), small, large), x)
+
+
+def erf(x: Expr) -> Expr:
+    a = op("abs", x)
+    square = x * x
+    p = horner(square, (0.12837916612625122, -0.37612634897232056, 0.11283694207668304,
+                        -0.02685927040874958, 0.005200634244829416, -0.0008137437398545444,
+                        8.345225069206208e-05))
+    small = fma(a, p, a)
+    # -log(erfc(a)) as a polynomial on [0.92, 3.95]; beyond, erf rounds to 1.
+    t = op("min", a, f(3.95))
+    q = horner(t, (-0.00017468445003032684, 1.1295149326324463, 0.6333469152450562,
+                   0.10828009247779846, -0.02511942759156227, 0.00417106319218874,
+                   -0.00043446265044622123, 2.109505294356495e-05))
+    large = 1.0 - exp(op("neg", q))
+    return _with_sign(select(op("lt", a, f(0.925)), small, large), x)
+
+
+def rsqrt(x: Expr) -> Expr:
+    return op("div", f(1.0), op("sqrt", x))
+
+
+EXPANSIONS: dict[str, Callable[[Expr], Expr]] = {
+    "exp": exp, "expm1": expm1, "log": log, "log1p": log1p, "tanh": tanh, "erf": erf,
+    "rsqrt": rsqrt,
+}

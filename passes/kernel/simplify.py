@@ -1,0 +1,109 @@
+"""Takes out of a kernel what its constants decide: loops of one round, conditions that are known,
+names of constants, and names that nothing uses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...ir.expr import Const, Expr, Var, const, substitute, walk, wrap
+from ...ir.kernel.nodes import (
+    Block,
+    For,
+    If,
+    Kernel,
+    Let,
+    Stmt,
+    Store,
+    While,
+    expressions,
+    statements,
+)
+
+
+def simplify(kernel: Kernel) -> Kernel:
+    """The kernel with the same effect and no statement that its constants make superfluous."""
+    body = _Simplifier().block(kernel.body)
+    while (smaller := _without_unused(body)) is not body:
+        body = smaller
+    return replace(kernel, body=body)
+
+
+class _Simplifier:
+    """Rewrites statements in program order; variables with a constant value disappear."""
+
+    def __init__(self) -> None:
+        self._values: dict[Expr, Expr] = {}
+
+    def value(self, e) -> Expr:
+        return substitute(wrap(e), dict(self._values)) if self._values else wrap(e)
+
+    def block(self, block: Block) -> Block:
+        return Block(*(x for s in block.body for x in self._statement(s)))
+
+    def _statement(self, s: Stmt) -> list[Stmt]:
+        if isinstance(s, Block):
+            return list(self.block(s).body)
+        if isinstance(s, For):
+            return self._loop(s)
+        if isinstance(s, While):
+            return [While(self.value(s.condition), self.block(s.body))]
+        if isinstance(s, If):
+            return self._branch(s)
+        if isinstance(s, Let):
+            value = self.value(s.value)
+            if isinstance(value, Const):
+                self._values[s.var] = value
+                return []
+            return [Let(s.var, value)]
+        if isinstance(s, Store):
+            return [Store(s.buffer, tuple(self.value(i) for i in s.index), self.value(s.value),
+                          None if s.count is None else self.value(s.count))]
+        return [s]
+
+    def _loop(self, s: For) -> list[Stmt]:
+        extent = self.value(s.extent)
+        if isinstance(extent, Const) and extent.value <= 0:
+            return []
+        if isinstance(extent, Const) and extent.value == 1:
+            self._values[s.var] = const(0, s.var.dtype)
+            return list(self.block(s.body).body)
+        return [replace(s, extent=extent, body=self.block(s.body))]
+
+    def _branch(self, s: If) -> list[Stmt]:
+        condition = self.value(s.condition)
+        if isinstance(condition, Const):
+            return list(self.block(s.then if condition.value else s.orelse).body)
+        then, orelse = self.block(s.then), self.block(s.orelse)
+        return [If(condition, then, orelse)] if then.body or orelse.body else []
+
+
+def _without_unused(body: Block) -> Block:
+    """The block without names that nothing uses; itself when there are none."""
+    used: set[Var] = set()
+    for s in statements(body):
+        for e in _read(s):
+            used.update(x for x in walk(e) if isinstance(x, Var))
+    if all(s.var in used for s in statements(body) if isinstance(s, Let)):
+        return body
+    return _filtered(body, used)
+
+
+def _read(s: Stmt) -> tuple[Expr, ...]:
+    if isinstance(s, Store):
+        return (*expressions(s), *(wrap(d) for d in s.buffer.element_strides()))
+    return expressions(s)
+
+
+def _filtered(block: Block, used: set[Var]) -> Block:
+    kept: list[Stmt] = []
+    for s in block.body:
+        if isinstance(s, Let) and s.var not in used:
+            continue
+        if isinstance(s, (For, While)):
+            s = replace(s, body=_filtered(s.body, used))
+        elif isinstance(s, If):
+            s = If(s.condition, _filtered(s.then, used), _filtered(s.orelse, used))
+            if not s.then.body and not s.orelse.body:
+                continue
+        kept.append(s)
+    return Block(*kept)

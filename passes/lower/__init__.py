@@ -1,0 +1,1 @@
+"""From fused graphs to programs of kernels. May import `ir`."""

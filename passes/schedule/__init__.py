@@ -1,0 +1,1 @@
+"""Schedules: loop transformations and kernel templates. May import `ir`."""

@@ -1,0 +1,109 @@
+"""The arithmetic of a contraction's inner step: f32 multiply-add, four u8 x i8 products at once, or
+one 8-bit product where there are no vectors.
+
+A step takes `group` consecutive elements of the reduction. Right operands are packed so that one
+step of one panel is `width` consecutive elements of `packed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...ir import dtype as dt
+from ...ir.dtype import DType
+from ...ir.expr import Expr, broadcast, cast, const, op, wrap
+from ...ir.graph.core import Value
+from ...ir.kernel.builder import Builder
+from ...ir.kernel.intrinsics import dot4, pack4
+from ...ir.kernel.nodes import Buffer, load
+from ..lower.loops import Machine
+from .tiles import Tile
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One kind of inner step. `packed` is the element type of packed weights."""
+
+    group: int
+    accumulator: DType
+    packed: DType
+
+    def steps(self, run: Any) -> Expr:
+        """Steps that a run of `run` elements takes."""
+        return (wrap(run) + (self.group - 1)) // self.group
+
+    def left(self, x: Buffer, at: Expr, count: Any = None) -> Expr:
+        """The left operand's elements from `at` on (`count` of them when fewer than a group)."""
+        if self.group == 1:
+            return load(x, (at,))
+        return pack4(load(x, (at,), 4, count))
+
+    def combine(self, accumulator: Expr, row: Expr, column: Expr) -> Expr:
+        if self.accumulator is not self.packed and self.group == 1:
+            return accumulator + cast(row, self.accumulator) * cast(column, self.accumulator)
+        if self.group == 1:
+            return op("fma", row, column, accumulator)
+        return dot4(accumulator, row, column)
+
+    def pack(self, matrix: np.ndarray, width: int) -> np.ndarray:
+        """[..., runs, K, N] to [..., panels, runs, steps, width] of `packed` elements, zero where
+        there is nothing."""
+        *lead, runs, k, n = matrix.shape
+        panels, steps = -(-n // width), -(-k // self.group)
+        padded = np.zeros((*lead, runs, steps * self.group, panels * width), matrix.dtype)
+        padded[..., :k, :n] = matrix
+        split = padded.reshape(*lead, runs, steps, self.group, panels, width)
+        # panels before runs, the group innermost.
+        axis = len(lead)
+        order = (*range(axis), axis + 3, axis, axis + 1, axis + 4, axis + 2)
+        packed = np.ascontiguousarray(split.transpose(order))
+        if self.group == 1:
+            return packed[..., 0]
+        return packed.view(np.int32)[..., 0]
+
+    def accumulate(self, b: Builder, acc: Buffer, tile: Tile, lanes: int, run: Any,
+                   left: Callable[[int], tuple[Buffer, Expr]], packed: Buffer,
+                   weight: Expr, rows: Sequence[int] | None = None) -> None:
+        """acc += a run: `left(r)` is row r's buffer and first position; `weight` the position of
+        the run's first step in `packed`. Only `rows` take part when given."""
+        rows = range(tile.rows) if rows is None else rows
+        width = tile.vectors * lanes
+        whole = wrap(run) // self.group
+
+        def step(k: Expr, count: Any) -> None:
+            columns = [b.let("w", load(packed, (weight + k * width + v * lanes,), lanes))
+                       for v in range(tile.vectors)]
+            for r in rows:
+                buffer, at = left(r)
+                row = b.let("a", broadcast(self.left(buffer, at + k * self.group, count), lanes))
+                for v in range(tile.vectors):
+                    b.store(acc, (r, v), self.combine(acc[r, v], row, columns[v]))
+
+        if whole is not const(0):
+            with b.loop("k", whole) as k:
+                step(k, None)
+        rest = wrap(run) - whole * self.group
+        if rest is not const(0):
+            with b.when(op("gt", rest, 0)):
+                step(whole, rest)
+
+
+F32 = Dot(1, dt.f32, dt.f32)
+U8I8 = Dot(4, dt.i32, dt.i32)
+
+
+def choose_dot(machine: Machine, left: Value, right: Value, out: Value) -> Dot | None:
+    """The inner step for these operands on this machine; None when it has none."""
+    if left.dtype is right.dtype is out.dtype is dt.f32:
+        return F32
+    bytes_ = (dt.u8, dt.i8)
+    if machine.lanes == 1 and left.dtype in bytes_ and right.dtype in bytes_ \
+            and out.dtype is dt.i32:
+        return Dot(1, dt.i32, right.dtype)
+    if machine.dot4 and left.dtype is dt.u8 and right.dtype is dt.i8 and out.dtype is dt.i32:
+        return U8I8
+    return None

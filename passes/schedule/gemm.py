@@ -1,0 +1,407 @@
+"""Matrix products: packed right operand, register tiles over rows and column panels.
+
+The right operand is packed to [batch, panels, K, panel width], padded with zero columns: at
+compile time when it is constant, else by a kernel of its own. The left operand is read in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...ir.expr import Expr, const, op, var, wrap
+from ...ir.graph.core import Node, TensorType, Value
+from ...ir.graph.ops.shapes import broadcast_index, flat_index, same, unflatten
+from ...ir.kernel.builder import Builder
+from ...ir.kernel.nodes import Buffer, load
+from ...ir.program import Storage
+from ..lower.generic import Group, materialise
+from ..lower.loops import LoopWriter, write_elements
+from ..lower.lowering import Lowering
+from .dot import Dot, choose_dot
+from .microkernel import Epilogue, accumulators
+from .tiles import Registers, Tile, choose, split_rows
+
+RESIDENT_ROWS = 512 * 1024
+"""Bytes of the left operand that a task reads once per panel: half of a small level-2 cache."""
+
+LEAST_TASKS = 32
+"""Tasks that a product should have where its work allows, so that many threads share it."""
+
+UNROLLED_EPILOGUE = 160
+"""Operations of an epilogue, over all vectors of a tile, that are unrolled."""
+
+TASK_FLOPS = 200_000
+"""Work of one parallel task: large against a fork-join of a few microseconds."""
+
+
+@dataclass
+class Operands:
+    """What the templates need of a group: its parameters, and where results go."""
+
+    b: Builder
+    buffers: dict[Value, Buffer]
+    known: dict[Value, Expr]
+    args: list[Storage]
+    outs: list[Buffer]
+
+
+def needed(group: Group, root: Node, *operands: Value) -> set[Value]:
+    """The inputs that the epilogue reads, and those of `operands` that are inputs."""
+    found = set(operands)
+    stack = list(group.outputs)
+    seen: set[Value] = set()
+    while stack:
+        value = stack.pop()
+        if value in seen or value is root.output:
+            continue
+        seen.add(value)
+        if value.node is None or value in group.inputs:
+            found.add(value)
+        else:
+            stack += [v for v in value.node.inputs if v is not None]
+    return found
+
+
+def add_operand(low: Lowering, group: Group, ops: Operands, value: Value) -> None:
+    """Makes `value` a parameter: computed by a kernel of its own when the group computes it."""
+    if value in ops.buffers:
+        return
+    storage = materialise(low, group, value)
+    ops.buffers[value] = ops.b.param("x", value.dtype, (value.type.numel,))
+    ops.args.append(storage)
+
+
+def operands(low: Lowering, group: Group, name: str, keep: set[Value]) -> Operands:
+    """Parameters for the external values of a group in `keep`; outputs last (not yet added)."""
+    b = Builder(low.kernel_name(name), group.node.origin)
+    buffers: dict[Value, Buffer] = {}
+    known: dict[Value, Expr] = {}
+    args: list[Storage] = []
+    for inner, outer in zip(group.inputs, group.outer, strict=True):
+        if inner in buffers or inner in known or inner not in keep:
+            continue
+        if outer.content is not None and outer.type.numel == 1 \
+                and not outer.content.reshape(-1)[0].args:
+            known[inner] = outer.content.reshape(-1)[0]
+            continue
+        buffers[inner] = b.param("x", inner.dtype, (inner.type.numel,))
+        args.append(low.storage(outer))
+    outs = [Buffer(f"out{k}", v.dtype, (v.type.numel,)) for k, v in enumerate(group.outputs)]
+    return Operands(b, buffers, known, args, outs)
+
+
+def finish(low: Lowering, node: Node, ops: Operands, flops: Any) -> None:
+    """Adds the outputs, closes the kernel and launches it."""
+    ops.b.params += ops.outs
+    moved: Expr = wrap(0)
+    for buffer in ops.b.params:
+        moved = moved + wrap(buffer.shape[0]) * buffer.dtype.itemsize
+    kernel = ops.b.kernel(len(ops.outs), flops, moved)
+    low.launch(kernel, [*ops.args, *(low.storage(v) for v in node.outputs)])
+
+
+def outer_value(group: Group, inner: Value) -> Value:
+    """The value outside the group that region input `inner` stands for."""
+    return group.outer[group.inputs.index(inner)]
+
+
+def pack_runtime(low: Lowering, source: Value, width: int) -> Storage:
+    """Launches a kernel that packs a runtime [..., K, N] operand; returns the packed storage."""
+    *lead, k, n = source.shape
+    count: Expr = wrap(1)
+    for d in lead:
+        count = count * wrap(d)
+    panels = (wrap(n) + (width - 1)) // width
+    type = TensorType(source.dtype, (count, panels, k, width))
+    target = low.temporary(type, "packed")
+    b = Builder(low.kernel_name("pack"))
+    x = b.param("x", source.dtype, (source.type.numel,))
+    y = b.param("y", source.dtype, (type.numel,))
+    whole = wrap(n) // width
+    batch, rows = count, wrap(k)
+    strides = (panels * rows * width, rows * width, wrap(width), wrap(1))
+
+    def element(index):
+        m, p, row, j = index
+        return load(x, ((m * rows + row) * wrap(n) + p * width + j,))
+
+    write_elements(b, low.machine, y, (batch, whole, rows, width), element, strides=strides)
+    rest = wrap(n) - whole * width
+    if rest is not const(0):
+        # The last panel: its columns, then zeros.
+        with b.loop("m", batch) as m, b.loop("p", panels - whole), b.loop("k", rows) as row:
+            at = m * strides[0] + whole * strides[1] + row * width
+            lanes = low.machine.lanes
+            for v in range(0, width, lanes):
+                left = op("max", op("min", rest - v, lanes), 0)
+                value = load(x, ((m * rows + row) * wrap(n) + whole * width + v,), lanes, left) \
+                    if lanes > 1 else op("select", op("gt", left, 0), load(
+                        x, ((m * rows + row) * wrap(n) + whole * width + v,)),
+                        const(0, x.dtype))
+                b.store(y, (at + v,), value)
+    low.launch(b.kernel(1, 0, type.numel * (2 * source.dtype.itemsize)),
+               [low.storage(source), target])
+    return target
+
+
+def matmul_rule(low: Lowering, node: Node) -> bool:
+    """f32 matrix products, with elementwise epilogue."""
+    group = Group(node)
+    root = group.find("matmul")
+    if root is None:
+        return False
+    left, right = root.inputs
+    assert left is not None and right is not None
+    dot = choose_dot(low.machine, left, right, root.output)
+    if dot is None:
+        return False
+    if right not in group.inputs or any(same(d, 0) for d in root.output.shape):
+        return False
+    if group.outputs != [root.output] and any(v.shape != root.output.shape
+                                              for v in group.outputs):
+        return False
+    out = root.output
+    rows, inner, columns = left.shape[-2], left.shape[-1], right.shape[-1]
+    right_outer = outer_value(group, right)
+    registers = Registers(low.machine.lanes, low.machine.vector_registers)
+    lanes = low.machine.lanes
+    flat = right.rank == 2 and _flattens(group, root)
+    height = _product(left.shape[:-1]) if flat else rows
+    tile = choose(height if isinstance(height, int) else None,
+                  columns if isinstance(columns, int) else 4 * lanes, registers)
+    width = tile.vectors * lanes
+    constant = right_outer.constant
+    if constant is None and dot.group > 1:
+        return False
+    ops = operands(low, group, "matmul", needed(group, root, left))
+    writer = LoopWriter(ops.b, low.machine)
+    epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
+    if lanes > 1 and not epilogue.vectorisable():
+        return False
+    if constant is not None:
+        array = dot.pack(constant[..., None, :, :], width)
+        packed = low.constant(array, TensorType(dot.packed, array.shape))
+    else:
+        packed = pack_runtime(low, right_outer, width)
+    add_operand(low, group, ops, left)
+    panel_buffer = ops.b.param("packed", dot.packed, (packed.type.numel,))
+    ops.args.append(packed)
+    shape = Shape(rows=height if flat else rows, inner=inner, columns=columns)
+    batch = () if flat else out.shape[:-2]
+    _write(ops, epilogue, dot, shape, batch, left, right, out, tile, lanes, panel_buffer)
+    flops = wrap(out.type.numel) * wrap(inner) * 2
+    finish(low, node, ops, flops)
+    return True
+
+
+@dataclass
+class Shape:
+    """rows x inner times inner x columns."""
+
+    rows: Any
+    inner: Any
+    columns: Any
+
+
+def _product(dims) -> Any:
+    total: Any = 1
+    for d in dims:
+        total = total * d
+    return total
+
+
+def _loaded(group: Group, root: Node) -> list[Value]:
+    return [v for n in group.nodes if n is not root for v in n.inputs if v is not None]
+
+
+def _flattens(group: Group, root: Node) -> bool:
+    """Whether batch and rows can be walked as one: every other operand has the output's shape or
+    varies along the last axis only."""
+    out = root.output
+    for v in _loaded(group, root):
+        if v in group.inputs and v.shape != out.shape and any(
+                not same(d, 1) for d in v.shape[:-1]):
+            return False
+    return True
+
+
+def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, left: Value,
+           right: Value, out: Value, tile: Tile, lanes: int, packed: Buffer) -> None:
+    b, x = ops.b, ops.buffers[left]
+    width = tile.vectors * lanes
+    inner, columns = wrap(shape.inner), wrap(shape.columns)
+    panels = (columns + (width - 1)) // width
+    count = _product([wrap(d) for d in batch])
+    blocks = row_blocks(shape.rows, tile.rows)
+    chunk = _chunk(shape, tile, width, x.dtype.itemsize, blocks[0].count)
+    tasks_per_panel = wrap(blocks[0].count + (chunk - 1)) // chunk if blocks else wrap(1)
+    single = const(1)
+
+    def place(m) -> tuple[Expr, Expr]:
+        """(left offset, packed offset) of batch m."""
+        if not batch:
+            return const(0), const(0)
+        index = unflatten(m, batch)
+        a = flat_index(broadcast_index(index, left.shape[:-2], batch), left.shape[:-2])
+        c = flat_index(broadcast_index(index, right.shape[:-2], batch), right.shape[:-2])
+        return a * wrap(shape.rows) * inner, c * panels * dot.steps(inner) * width
+
+    total = wrap(count) * panels * (tasks_per_panel + (single if len(blocks) > 1 else 0))
+    per_panel = tasks_per_panel + (1 if len(blocks) > 1 else 0)
+    with b.loop("t", total, "parallel") as t:
+        # Panels innermost: the rows of a task stay in the level-2 cache for all of them.
+        panel, step_batch = t % panels, t // panels
+        step, m = step_batch % per_panel, step_batch // per_panel
+        panel, m, step = b.let("p", panel), b.let("m", m), b.let("s", step)
+        a_base, b_base = place(m)
+        a_base, b_base = b.let("ab", a_base), b.let("bb", b_base + panel * dot.steps(inner) * width)
+        lead = unflatten(m, batch) if batch else ()
+        between: tuple[Expr, ...] = ()
+        if not batch and out.rank > 2:
+            # The rows of all batches count along the last axis that is more than one long.
+            axis = max((a for a in range(out.rank - 1) if not same(out.shape[a], 1)), default=0)
+            lead = (const(0),) * axis
+            between = (const(0),) * (out.rank - 2 - axis)
+
+        def rows_of(start: Expr, height: int) -> None:
+            _tile(b, epilogue, dot, Tile(height, tile.vectors), lanes, x, packed, a_base, b_base,
+                  start, inner, panel, columns, width, lead, between)
+
+        def main() -> None:
+            first = blocks[0]
+            low = step * chunk
+            with b.loop("r", op("min", wrap(chunk), wrap(first.count) - low)) as r:
+                rows_of(b.let("row", first.start + (low + r) * first.height), first.height)
+
+        def rest() -> None:
+            for block in blocks[1:]:
+                if isinstance(block.count, int) and block.count == 1:
+                    rows_of(wrap(block.start), block.height)
+                    continue
+                with b.loop("r", block.count) as r:
+                    rows_of(b.let("row", block.start + r * block.height), block.height)
+
+        if len(blocks) > 1:
+            with b.when(op("lt", step, tasks_per_panel)):
+                main()
+            with b.otherwise():
+                rest()
+        else:
+            main()
+
+
+def _chunk(shape: Shape, tile: Tile, width: int, itemsize: int, tiles: Any) -> int:
+    """Row tiles per task: enough work for a fork-join, few enough that their rows stay in the
+    level-2 cache and that there are tasks for many threads."""
+    inner = shape.inner if isinstance(shape.inner, int) else 256
+    least = max(1, round(TASK_FLOPS / max(1, 2 * tile.rows * width * inner)))
+    resident = RESIDENT_ROWS // max(1, tile.rows * inner * itemsize)
+    if isinstance(tiles, int) and isinstance(shape.columns, int):
+        resident = min(resident, -(-tiles * -(-shape.columns // width) // LEAST_TASKS))
+    return max(least, resident)
+
+
+@dataclass
+class RowBlock:
+    """`count` tiles of `height` rows from row `start` on."""
+
+    start: Expr
+    height: int
+    count: Any
+
+
+def row_blocks(rows: Any, limit: int) -> list[RowBlock]:
+    """Tiles that cover `rows`: even ones when it is known, else the largest and then single
+    rows, by fours where that is fewer."""
+    if isinstance(rows, int):
+        result, first = [], 0
+        for height, count in split_rows(rows, limit):
+            result.append(RowBlock(const(first), height, count))
+            first += height * count
+        return result
+    result = []
+    start: Expr = const(0)
+    rest = wrap(rows)
+    for height in dict.fromkeys((limit, min(4, limit), 1)):
+        count = rest // height
+        result.append(RowBlock(start, height, count))
+        start = start + count * height
+        rest = wrap(rows) - start
+    return result
+
+
+def _tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int, x: Buffer,
+          packed: Buffer, a_base: Expr, b_base: Expr, start: Expr, inner: Expr, panel: Expr,
+          columns: Expr, width: int, lead, between) -> None:
+    acc = accumulators(b, tile, lanes, dot.accumulator)
+    origin = b.let("ao", a_base + start * inner)
+    dot.accumulate(b, acc, tile, lanes, inner, lambda r: (x, origin + r * inner), packed, b_base)
+    store_tile(b, epilogue, tile, lanes, acc, panel, columns, width,
+               lambda r, column: (*lead, start + r, *between, column))
+
+
+def store_tile(b: Builder, epilogue: Epilogue, tile: Tile, lanes: int, acc: Buffer, panel: Expr,
+               columns: Expr, width: int, index) -> None:
+    """Stores a register tile whose columns start at panel * width, cutting those beyond the end.
+
+    `index(r, column)` is the output index of row r. A long epilogue runs in a loop over the rows
+    of the tile, spilled to the stack; a short one is unrolled over registers. Without vectors all
+    elements take one loop, because the size of the code counts.
+    """
+    column = var("column", extent=columns)
+    if lanes == 1 and tile.rows * tile.vectors > 1:
+        _store_elements(b, epilogue, tile, acc, panel, columns, index)
+        return
+    looped = tile.rows > 1 and epilogue.length() * tile.rows * tile.vectors > UNROLLED_EPILOGUE
+    spill = None
+    if looped:
+        spill = b.alloc("tile", acc.dtype, (tile.rows * tile.vectors * lanes,))
+        for r in range(tile.rows):
+            for v in range(tile.vectors):
+                b.store(spill, ((r * tile.vectors + v) * lanes,), acc[r, v])
+
+    def rows(put) -> None:
+        if spill is None:
+            for r in range(tile.rows):
+                put(r, lambda v, r=r: acc[r, v])
+            return
+        kept = spill
+        with b.loop("r", tile.rows) as r:
+            put(r, lambda v: load(kept, ((r * tile.vectors + v) * lanes,), lanes))
+
+    def store(r, v: int, result: Expr, count: Expr | None) -> None:
+        base = panel * width + v * lanes
+        epilogue.store(index(r, column), column, base, lanes, result, count)
+
+    def whole() -> None:
+        rows(lambda r, result: [store(r, v, result(v), None) for v in range(tile.vectors)])
+
+    ragged = columns % width
+    if ragged is const(0):
+        whole()
+        return
+    with b.when(op("le", (panel + 1) * width, columns)):
+        whole()
+    with b.otherwise():
+        for v in range(tile.vectors):
+            left = b.let("left", op("min", columns - panel * width - v * lanes, lanes))
+            with b.when(op("gt", left, 0)):
+                rows(lambda r, result, v=v, count=None if lanes == 1 else left: store(
+                    r, v, result(v), count))
+
+
+def _store_elements(b: Builder, epilogue: Epilogue, tile: Tile, acc: Buffer, panel: Expr,
+                    columns: Expr, index) -> None:
+    """Stores a tile of scalars, spilled to the stack, one element after the other."""
+    column = var("column", extent=columns)
+    spill = b.alloc("tile", acc.dtype, (tile.rows * tile.vectors,))
+    for r in range(tile.rows):
+        for v in range(tile.vectors):
+            b.store(spill, (r * tile.vectors + v,), acc[r, v])
+    width: Expr = const(tile.vectors)
+    if columns % width is not const(0):
+        width = b.let("width", op("min", columns - panel * width, width))
+    with b.loop("r", tile.rows) as r, b.loop("v", width) as v:
+        result = load(spill, (r * tile.vectors + v,))
+        epilogue.store(index(r, column), column, panel * tile.vectors + v, 1, result, None)

@@ -1,0 +1,68 @@
+"""Register tiles: how many rows and vectors of accumulators a kernel keeps, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+
+@dataclass(frozen=True)
+class Registers:
+    """A machine's vectors: `lanes` of 32 bits each, `count` architectural registers, `latency` and
+    `throughput` of a fused multiply-add in cycles and per cycle."""
+
+    lanes: int
+    count: int
+    latency: int = 4
+    throughput: int = 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` x `vectors` accumulators."""
+
+    rows: int
+    vectors: int
+
+
+def step_cycles(tile: Tile, registers: Registers) -> float:
+    """Cycles of one step of the reduction: multiply-adds, loads (two a cycle), or latency."""
+    fmas = tile.rows * tile.vectors / registers.throughput
+    loads = (tile.rows + tile.vectors) / 2
+    return max(fmas, loads, registers.latency)
+
+
+def candidates(registers: Registers) -> list[Tile]:
+    """All tiles whose accumulators, operand vectors and one broadcast fit the registers."""
+    result = []
+    for vectors in (1, 2, 3, 4, 6, 8):
+        rows = (registers.count - vectors - 1) // vectors
+        result += [Tile(r, vectors) for r in range(1, min(rows, 16) + 1)]
+    return result
+
+
+def choose(rows: int | None, columns: int, registers: Registers) -> Tile:
+    """The tile with the fewest modelled cycles for rows x columns results; rows None when they
+    are known only at run time."""
+    typical = rows if rows is not None else 64
+
+    def cost(tile: Tile) -> tuple[float, int, int]:
+        panels = ceil(columns / (tile.vectors * registers.lanes))
+        total = 0.0
+        for height, count in split_rows(typical, tile.rows):
+            total += count * step_cycles(Tile(height, tile.vectors), registers)
+        return (panels * total, -tile.rows * tile.vectors, tile.vectors)
+
+    return min(candidates(registers), key=cost)
+
+
+def split_rows(rows: int, limit: int) -> list[tuple[int, int]]:
+    """(height, how many) blocks that cover `rows` with heights of at most `limit`, as even as
+    possible: 100 by 14 is 7 blocks of 13 and one of 9."""
+    if rows <= 0:
+        return []
+    blocks = ceil(rows / limit)
+    height = ceil(rows / blocks)
+    whole = rows // height
+    rest = rows - whole * height
+    return [(height, whole)] + ([(rest, 1)] if rest else [])

@@ -1,0 +1,38 @@
+/* What this CPU can do, for programs compiled for one instruction-set level. Compilers differ in
+ * how their own builtins for this link into a shared library. */
+#include "program.h"
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <cpuid.h>
+
+/* Whether all bits of `mask` are set. */
+static int has(unsigned word, unsigned mask) { return (word & mask) == mask; }
+
+uint32_t smelt_cpu_features(void) {
+    unsigned a, b, c, d, low, high;
+    uint32_t found = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    /* SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, POPCNT */
+    if (!has(c, 1u << 0 | 1u << 9 | 1u << 13 | 1u << 19 | 1u << 20 | 1u << 23)) return 0;
+    found |= SMELT_CPU_X86_64_V2;
+    /* FMA, MOVBE, OSXSAVE, AVX, F16C; then the registers that the system keeps */
+    if (!has(c, 1u << 12 | 1u << 22 | 1u << 27 | 1u << 28 | 1u << 29)) return found;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if (!has(low, 0x06)) return found;
+    unsigned b7, c7;
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d)) return found;
+    /* BMI1, AVX2, BMI2, and LZCNT */
+    if (!has(b7, 1u << 3 | 1u << 5 | 1u << 8)) return found;
+    if (!__get_cpuid(0x80000001u, &a, &b, &c, &d) || !has(c, 1u << 5)) return found;
+    found |= SMELT_CPU_X86_64_V3;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 1u << 4)) found |= SMELT_CPU_AVX_VNNI;
+    /* AVX-512 F, DQ, CD, BW, VL, and the registers that go with them */
+    if (!has(low, 0xe6) || !has(b7, 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31))
+        return found;
+    found |= SMELT_CPU_X86_64_V4;
+    if (has(c7, 1u << 11)) found |= SMELT_CPU_AVX512_VNNI;
+    return found;
+}
+#else
+uint32_t smelt_cpu_features(void) { return 0; }
+#endif

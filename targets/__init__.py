@@ -1,0 +1,1 @@
+"""What a target is: capabilities, schedule rules, pipeline, toolchain."""
