@@ -27,18 +27,25 @@ def interval(e: Expr) -> tuple[float, float] | None:
         return None
     bounds = [k for k in known if k is not None]
     if e.name in ("round", "floor", "ceil", "trunc"):
-        return math.floor(bounds[0][0]), math.ceil(bounds[0][1])
-    if e.name == "fma" and not any(map(math.isinf, (y for x in bounds for y in x))):
-        products = [x * y for x in bounds[0] for y in bounds[1]]
-        return min(products) + bounds[2][0], max(products) + bounds[2][1]
+        low, high = bounds[0]
+        return (low if math.isinf(low) else math.floor(low),
+                high if math.isinf(high) else math.ceil(high))
     if e.name == "add":
-        return bounds[0][0] + bounds[1][0], bounds[0][1] + bounds[1][1]
+        return _numbers(bounds[0][0] + bounds[1][0], bounds[0][1] + bounds[1][1])
     if e.name == "sub":
-        return bounds[0][0] - bounds[1][1], bounds[0][1] - bounds[1][0]
-    if e.name == "mul":
+        return _numbers(bounds[0][0] - bounds[1][1], bounds[0][1] - bounds[1][0])
+    if e.name in ("mul", "fma"):
         products = [x * y for x in bounds[0] for y in bounds[1]]
-        return (min(products), max(products)) if not any(map(math.isnan, products)) else None
+        if any(map(math.isnan, products)):
+            return None
+        low, high = bounds[2] if e.name == "fma" else (0.0, 0.0)
+        return _numbers(min(products) + low, max(products) + high)
     return None
+
+
+def _numbers(low: float, high: float) -> tuple[float, float] | None:
+    """The bounds, unless infinities have cancelled."""
+    return None if math.isnan(low) or math.isnan(high) else (low, high)
 
 
 def _clamped(e: Op) -> tuple[float, float] | None:

@@ -10,9 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ir.expr import Expr, Var, text, walk, wrap
+from ..ir.expr import Const, Expr, Op, Var, text, walk, wrap
 from ..ir.kernel.nodes import Kernel
-from ..ir.program import Assign, Bind, Branch, Copy, Launch, Program, Repeat, Step, Storage
+from ..ir.program import (
+    Assign,
+    Bind,
+    Branch,
+    Copy,
+    Launch,
+    Program,
+    Repeat,
+    Require,
+    Step,
+    Storage,
+)
 from .c import KernelPrinter, Needs
 from .c_expr import ExpressionPrinter
 from .c_types import storage_type
@@ -45,9 +56,19 @@ class Weights:
         return bytes(data)
 
 
-def _requirement(condition: Expr) -> str:
-    """The sentence for sizes that a model cannot take."""
-    return f"The model was compiled for inputs whose sizes satisfy {text(condition)}."[:240]
+def _sentence(message: str) -> str:
+    """A message as the start of a sentence, of at most 200 bytes."""
+    whole = (message[:1].upper() + message[1:]).encode()
+    return whole.decode() if len(whole) <= 200 else whole[:197].decode(errors="ignore") + "..."
+
+
+def _compared(condition: Expr) -> list[Expr]:
+    """The sizes that a condition compares first."""
+    while isinstance(condition, Op) and condition.name in ("and", "or"):
+        condition = condition.args[0]
+    if isinstance(condition, Op) and condition.name in ("eq", "le", "lt", "ge", "gt"):
+        return [e for e in condition.args if not isinstance(e, Const)]
+    return []
 
 
 def pack_weights(program: Program, used: set[Storage], shared: Weights | None = None) -> Weights:
@@ -253,13 +274,24 @@ static double clock_now(void) {{
             self.line(f"if (inputs[{k}].shape[{axis}] != {self.size(d)}) {{")
             self._refuse(k, axis, f"must be {text(d)}", self.size(d))
             self.line("}")
-        for condition in self.program.conditions:
+        for condition, message in self.program.conditions.items():
             if all(v in seen for v in walk(condition) if isinstance(v, Var)):
-                self.line(f"if (!({self.size(condition)})) {{")
-                self.line(f'    snprintf(error, 256, "%s", {c_string(_requirement(condition))});')
-                self.line("    return 1;")
-                self.line("}")
+                self._demand(condition, message, "error", "1")
         self.line("return 0;")
+
+    def _demand(self, condition: Expr, message: str, error: str, code: str,
+                shown: bool = True) -> None:
+        """Ends the function with a sentence unless a condition on sizes holds; with `shown` it
+        tells the sizes."""
+        sentence, sizes = c_string(_sentence(message)), _compared(condition) if shown else []
+        self.line(f"if (!({self.size(condition)})) {{")
+        self.depth += 1
+        here = "".join(f", (long long)({self.size(e)})" for e in sizes)
+        words = " (here %lld)" if len(sizes) == 1 else " (here %lld and %lld)" if sizes else ""
+        self.line(f'snprintf({error}, 256, "%s{words}.", {sentence}{here});')
+        self.line(f"return {code};")
+        self.depth -= 1
+        self.line("}")
 
     def _range(self, d: Var, k: int, axis: int) -> None:
         low, high = self.program.symbols.get(d.name, (0, None))
@@ -369,6 +401,9 @@ static double clock_now(void) {{
             self._bind_sizes(step)
         elif isinstance(step, Assign):
             self._assign(step)
+        elif isinstance(step, Require):
+            self._demand(step.condition, step.message, "frame->error", "SMELT_DATA_ERROR",
+                         step.of_sizes)
         elif isinstance(step, Copy):
             self.acquire(step.target)
             self.line(f"memcpy({self.pointer(step.target)}, {self.pointer(step.source)}, "

@@ -16,7 +16,18 @@ from ..errors import TargetError
 from ..ir.dtype import DType
 from ..ir.expr import Expr, Var, text, wrap
 from ..ir.kernel.nodes import Kernel
-from ..ir.program import Assign, Bind, Branch, Copy, Launch, Program, Repeat, Step, Storage
+from ..ir.program import (
+    Assign,
+    Bind,
+    Branch,
+    Copy,
+    Launch,
+    Program,
+    Repeat,
+    Require,
+    Step,
+    Storage,
+)
 from . import c_prelude
 from .c import Needs
 from .c_types import MATH, literal, storage_type
@@ -104,7 +115,7 @@ class PortablePrinter:
                       "the first run.", " * They must be aligned to 8 bytes and stay where they "
                       "are. */", f"#define {upper}_WEIGHT_BYTES {self.blob.size}",
                       f"void {self.name}_weights(const void *weights);", ""]
-        failure = ", or 1 when the data asks for a negative size" if self._sizes else ""
+        failure = ", or 1 when the data asks for the impossible" if self._sizes else ""
         lines += [f"/* Runs the model once. Returns 0{failure}. */", self._prototype() + ";", "",
                   "#ifdef __cplusplus", "}", "#endif", "", "#endif", ""]
         return "\n".join(lines)
@@ -258,6 +269,8 @@ class PortablePrinter:
                 name = self._sizes[v]
                 self.line(f"{name} = (int64_t)({self.pointer(step.source)})[{k}];")
                 self.line(f"if ({name} < 0) return 1;")
+        elif isinstance(step, Require):
+            self.line(f"if (!({self.size(step.condition)})) return 1;")
         elif isinstance(step, Assign):
             self._assign(step)
         elif isinstance(step, Branch):

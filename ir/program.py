@@ -66,6 +66,16 @@ class Bind(Step):
 
 
 @dataclass(eq=False)
+class Require(Step):
+    """Ends the run with `message` unless a bool expression holds, of sizes or (not `of_sizes`) of
+    a number that the program has counted."""
+
+    condition: Expr
+    message: str
+    of_sizes: bool = True
+
+
+@dataclass(eq=False)
 class Copy(Step):
     """Copies `source` to `target` (same type; needed where a view cannot do)."""
 
@@ -97,7 +107,7 @@ class Repeat(Step):
 @dataclass(eq=False)
 class Program:
     """A whole model. `symbols`: name -> (low, high) of sizes bound by input shapes; `conditions`:
-    what must hold of them."""
+    what must hold of them, and the message that refuses others."""
 
     name: str
     inputs: list[Storage] = field(default_factory=list)
@@ -106,7 +116,7 @@ class Program:
     temporaries: list[Storage] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     symbols: dict[str, tuple[int, int | None]] = field(default_factory=dict)
-    conditions: list[Expr] = field(default_factory=list)
+    conditions: dict[Expr, str] = field(default_factory=dict)
     arena_size: Any = 0
 
     def walk(self) -> Iterator[Step]:

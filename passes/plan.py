@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..ir import dtype as dt
 from ..ir.dtype import DType
-from ..ir.program import Assign, Bind, Branch, Copy, Launch, Program, Repeat, Step, Storage
+from ..ir.program import Assign, Bind, Branch, Copy, Launch, Program, Repeat, Require, Step, Storage
 
 ALIGNMENT = 64
 
@@ -36,7 +36,7 @@ def touched(step: Step) -> list[Storage]:
     elif isinstance(step, Repeat):
         items = [s for s in (step.counter, step.limit, step.condition) if isinstance(s, Storage)]
     else:
-        assert isinstance(step, Assign)
+        assert isinstance(step, (Assign, Require))
         items = []
     return [s.root() for s in items]
 

@@ -78,7 +78,7 @@ class ModelImport:
         self.model = model
         self.external = external
         self.shapes = dict(shapes)
-        self.graph = Graph()
+        self.graph = Graph(importing=True)
         self.names = SizeNames(self.graph, dims)
         self.functions = functions.local(model)
         self.scope = Scope(self.graph, opsets)
@@ -120,6 +120,7 @@ class ModelImport:
         if len(set(graph.output_names)) != len(graph.output_names):
             raise ModelError("two graph outputs have the same name")
         remove_unused(graph)
+        graph.importing = False
         return graph
 
     def _check_output(self, info, value: Value) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ModelError
+from ...ir.expr import Expr
 from ...ir.graph.core import Dim, Graph, Value
 
 Result = Value | Sequence[Any]
@@ -86,6 +87,10 @@ class Site:
     def dims(self, value: Value) -> tuple[Dim, ...]:
         """The elements of an integer tensor as dimensions (new sizes if only data tells)."""
         return self.graph.bind(value, self.origin)
+
+    def require(self, condition: Expr) -> None:
+        """States what sizes must satisfy at run time."""
+        self.graph.require(condition, self.origin)
 
     def error(self, message: str) -> ModelError:
         return ModelError(f"{self.origin}: {message}")

@@ -34,7 +34,7 @@ def clone_graph(graph: Graph, mapping: dict[Value, Value] | None = None) -> Grap
     mapping = {} if mapping is None else mapping
     copy = Graph(graph.name, symbols=dict(graph.symbols),
                  symbols_origin=dict(graph.symbols_origin),
-                 output_names=list(graph.output_names), conditions=list(graph.conditions))
+                 output_names=list(graph.output_names), conditions=dict(graph.conditions))
     copy._fresh = graph._fresh
     for value in graph.inputs:
         twin = copy.add_input(value.name, value.type)

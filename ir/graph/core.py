@@ -13,14 +13,15 @@ from an integer tensor; nodes that mention such a size come after its `bind` nod
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..dtype import DType
-from ..expr import Expr, Var, free_vars, simplify_dim, size, text
+from ..expr import Expr, Op, Var, const, free_vars, simplify_dim, size, text
 
 Dim = int | Expr
 
@@ -159,7 +160,9 @@ class Graph:
     that inputs introduce; high None is unbounded. `symbols_origin` gives the model's own name of
     a size ("" if it has none), for messages and the manifest only. `output_names` are the names
     of the outputs, which stay when values are replaced. `conditions` are bool expressions of the
-    sizes that must hold for the graph to mean what the model means; checked at run time."""
+    inputs' sizes that must hold for the graph to mean what the model means, checked at run time,
+    each with the message that refuses others. While `importing`, nodes that are added state what
+    their operands' sizes must satisfy; see `require`."""
 
     name: str = "main"
     inputs: list[Value] = field(default_factory=list)
@@ -168,11 +171,13 @@ class Graph:
     symbols: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     symbols_origin: dict[str, str] = field(default_factory=dict)
     output_names: list[str] = field(default_factory=list)
-    conditions: list[Expr] = field(default_factory=list)
+    conditions: dict[Expr, str] = field(default_factory=dict)
+    importing: bool = False
     parent: Graph | None = None
     _serial: int = 0
     _fresh: int = 0
     _with_regions: dict[Node, None] = field(default_factory=dict)
+    _required: set[Expr] = field(default_factory=set)
 
     # Construction -----------------------------------------------------------------------------
 
@@ -260,6 +265,27 @@ class Graph:
         if names:
             self.add_node("bind", [value], {"symbols": names}, origin=origin)
         return names
+
+    def require(self, condition: Expr, origin: str = "") -> None:
+        """States that a bool expression of sizes holds where control gets here.
+
+        Of the sizes of inputs it becomes one of `conditions`; of sizes that data tells, or in a
+        region, a `require` node, which refuses the run.
+        """
+        if condition is const(True, condition.dtype):
+            return
+        root = self.root
+        message = f"{origin or 'the model'} needs {readable(condition, root.symbols_origin)}"
+        if self is root and all(v.name in root.symbols for v in free_vars(condition)):
+            root.conditions.setdefault(condition, message)
+            return
+        graph: Graph | None = self
+        while graph is not None:
+            if condition in graph.conditions or condition in graph._required:
+                return
+            graph = graph.parent
+        self._required.add(condition)
+        self.add_node("require", (), {"condition": condition, "message": message}, origin=origin)
 
     # Editing ----------------------------------------------------------------------------------
 
@@ -383,6 +409,21 @@ def _mentioned(node: Node) -> set[Var]:
 class _Entry:
     serial: int
     node: Node = field(compare=False)
+
+
+_SIGNS = {"eq": "=", "ne": "!=", "le": "<=", "lt": "<", "ge": ">=", "gt": ">", "or": "or",
+          "and": "and"}
+
+
+def readable(condition: Expr, names: Mapping[str, str]) -> str:
+    """A condition for people: "height // 2 = 4 or n = 1". `names` are those of the model."""
+    if isinstance(condition, Op) and condition.name in _SIGNS:
+        a, b = (readable(x, names) for x in condition.args)
+        return f"{a} {_SIGNS[condition.name]} {b}"
+    plain = text(condition)
+    if plain.startswith("(") and plain.endswith(")") and plain.count("(") == 1:
+        plain = plain[1:-1]
+    return re.sub(r"\b[a-z]\w*\b", lambda m: names.get(m[0]) or m[0], plain)
 
 
 def tensor(dtype: DType, *shape: Dim) -> TensorType:

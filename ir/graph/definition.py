@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ModelError
+from ..algebra import at_least
 from ..expr import REDUCTIONS, Const, Expr, Reduce, Var, const, op, reduce, var, walk, wrap
 from .core import Graph, Node, TensorType, Value
 
@@ -41,6 +42,7 @@ class OpContext:
         self.unroll = unroll
         self.graph = graph
         self.attrs = node.attrs
+        self.requirements: list[Expr] = []
         self._load = load
 
     def has(self, i: int) -> bool:
@@ -83,6 +85,10 @@ class OpContext:
         if not terms:
             raise NotKnown
         return functools.reduce(lambda a, b: op(REDUCTIONS[kind], a, b), terms)
+
+    def require(self, condition: Expr) -> None:
+        """States, in a type rule, what the sizes of the operands must satisfy at run time."""
+        self.requirements.append(condition)
 
     def error(self, message: str) -> ModelError:
         where = self.node.origin or self.node.op
@@ -164,6 +170,11 @@ def infer(graph: Graph, node: Node) -> tuple[list[TensorType], list[np.ndarray |
         if key not in definition.attrs:
             raise ctx.error(f"{node.op} has no attribute {key!r}")
     types = list(definition.infer(ctx))
+    if graph.root.importing:
+        negative = [op("ge", d, 0) for t in types for d in t.shape
+                    if isinstance(d, Expr) and not at_least(d, 0)]
+        for condition in (*ctx.requirements, *negative):
+            graph.require(condition, node.origin)
     return types, [_content(definition, node, types, k) for k in range(len(types))]
 
 

@@ -76,8 +76,7 @@ class _Run:
                 values[value] = array
         for condition in graph.conditions:
             if not concrete(condition, sizes):
-                raise InputError(f"the model was imported for inputs whose sizes satisfy "
-                                 f"{condition!r}")
+                raise InputError(graph.conditions[condition])
         for node, dead in self.plan(graph):
             for value, array in zip(node.outputs, self.node(node, values, sizes), strict=True):
                 self._check(node, value, array, sizes)
@@ -97,6 +96,10 @@ class _Run:
         arrays = [None if v is None else values[v] for v in node.inputs]
         if node.op == "bind":
             self._bind(node, arrays[0], sizes)
+            return []
+        if node.op == "require":
+            if not concrete(node.attrs["condition"], sizes):
+                raise InputError(node.attrs["message"])
             return []
         if node.op == "if":
             return self._if(node, arrays, values, sizes)

@@ -260,9 +260,9 @@ class _Parser:
         if r.accept("sizes"):
             self.sizes(graph)
         if r.accept("where"):
-            graph.conditions.append(r.expr())
+            graph.require(r.expr())
             while r.accept(","):
-                graph.conditions.append(r.expr())
+                graph.require(r.expr())
         r.expect("{")
         while not r.accept("return"):
             self.node(graph, names)

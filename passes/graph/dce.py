@@ -13,7 +13,7 @@ from .base import Pass, register
 @dataclass(frozen=True)
 class DeadCode(Pass):
     """Removes nodes that no output needs, in regions too. What introduces a size stays while
-    something that stays mentions it."""
+    something that stays mentions it, and a `require` while its sizes do."""
 
     name = "dce"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...errors import ModelError
 from ...ir.graph.clone import clone_node
 from ...ir.graph.core import Graph, Node, Value
 from .rewrite import Replacement, rule, scalar
@@ -23,4 +24,15 @@ def known_branch(node: Node, graph: Graph) -> Replacement:
     return [mapping.get(v, v) for v in region.outputs]
 
 
-RULES = [known_branch]
+@rule("checked")
+def known_check(node: Node, graph: Graph) -> Replacement:
+    """What is known to be right needs no check."""
+    wrong = scalar(node.inputs[1])
+    if wrong is None:
+        return None
+    if wrong:
+        raise ModelError(node.attrs["message"])
+    return [node.inputs[0]]
+
+
+RULES = [known_branch, known_check]

@@ -13,11 +13,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...errors import ModelError
-from ...ir.expr import Var, size, wrap
+from ...ir.expr import Var, equal, size, wrap
 from ...ir.graph.core import Graph, Node, TensorType, Value
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Kernel
-from ...ir.program import Assign, Bind, Branch, Copy, Launch, Program, Repeat, Step, Storage
+from ...ir.program import (
+    Assign,
+    Bind,
+    Branch,
+    Copy,
+    Launch,
+    Program,
+    Repeat,
+    Require,
+    Step,
+    Storage,
+)
 from .loops import Machine
 
 _TRUE = np.ones((), np.bool_)
@@ -117,7 +128,7 @@ class Lowering:
 def lower(graph: Graph, rules: Sequence[Rule], machine: Machine) -> Program:
     """The program of a graph. Raises ModelError naming the node that no rule takes."""
     program = Program(graph.name, symbols=dict(graph.symbols),
-                      conditions=list(graph.conditions))
+                      conditions=dict(graph.conditions))
     low = Lowering(program, machine, [*CONTROL_RULES, *rules])
     for k, value in enumerate(graph.inputs):
         low.input_symbols.update(value.type.symbols)
@@ -175,6 +186,25 @@ def _bind(low: Lowering, node: Node) -> bool:
     source = node.inputs[0]
     assert source is not None
     low.steps.append(Bind(tuple(node.attrs["symbols"]), low.storage(source)))
+    return True
+
+
+def _require(low: Lowering, node: Node) -> bool:
+    if node.op != "require":
+        return False
+    low.steps.append(Require(node.attrs["condition"], node.attrs["message"]))
+    return True
+
+
+def _checked(low: Lowering, node: Node) -> bool:
+    if node.op != "checked":
+        return False
+    source, wrong = node.inputs
+    assert source is not None and wrong is not None
+    count = low.program_symbol()
+    low.steps.append(Bind((count,), low.storage(wrong)))
+    low.steps.append(Require(equal(count, 0), node.attrs["message"], of_sizes=False))
+    low.view(node.output, low.storage(source))
     return True
 
 
@@ -276,4 +306,4 @@ def _resize_slice(value: Value, piece: TensorType, symbols) -> list[tuple[Var, o
             if isinstance(d, Var) and d in symbols]
 
 
-CONTROL_RULES: tuple[Rule, ...] = (_constant, _reshape, _bind, _if, _loop)
+CONTROL_RULES: tuple[Rule, ...] = (_constant, _reshape, _bind, _require, _checked, _if, _loop)

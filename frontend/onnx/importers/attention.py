@@ -16,6 +16,7 @@ from ..attending import (
     within,
 )
 from ..building import cast, dimension, reshape, scalar
+from ..indices import checked_indices
 from ..registry import Site, importer
 from ..tensors import element_type
 
@@ -67,7 +68,7 @@ def cached_rows(c: Site, cache: Value, at: Value | None) -> Value:
     """Rows of a rotary cache: [B, S, half], looked up by position unless already laid out."""
     if at is None:
         return cache
-    return c.add("gather", [cache, at], axis=0)
+    return c.add("gather", [cache, checked_indices(c, at, cache.shape[:1])], axis=0)
 
 
 @importer("RotaryEmbedding", since=23)

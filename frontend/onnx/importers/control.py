@@ -62,7 +62,7 @@ def if_(c: Site) -> Sequence[Any]:
         taken = test.name == "eq"
         for region in regions:
             discard(region)
-        c.graph.root.conditions.append(test if taken else equal(*test.args))
+        c.graph.require(test if taken else equal(*test.args), c.origin)
         return c.importer.body(branches[0 if taken else 1], c.graph, [], c.origin)
     return c.graph.add_node("if", [condition], {}, regions=regions, origin=c.origin).outputs
 

@@ -11,6 +11,7 @@ from ....ir.graph.core import Value
 from .. import vectors
 from ..building import cast, scalar
 from ..compile_time import Unavailable
+from ..indices import checked_indices
 from ..registry import Site, importer
 from .movement import product
 
@@ -143,6 +144,7 @@ def one_hot_encoder(c: Site) -> Value:
 @importer("ArrayFeatureExtractor", domain="ai.onnx.ml")
 def array_feature_extractor(c: Site) -> Value:
     x, places = c.input(0), vectors.integers(c, c.input(1))
+    places = checked_indices(c, places, x.shape[-1:], negative=False)
     picked = c.add("gather", [x, places], axis=x.rank - 1)
     return c.add("reshape", [picked], shape=(1, places.shape[0])) if x.rank == 1 else picked
 

@@ -26,6 +26,7 @@ from ..building import (
     transpose,
 )
 from ..registry import Site, importer
+from .attention import cached_rows
 from .matmul import integer_product, multiply
 
 MICROSOFT = "com.microsoft"
@@ -243,7 +244,7 @@ def _group_heads(c: Site, heads: int, shared: int) -> list[Value]:
 
 def _rows_at(c: Site, i: int, at: Value) -> Value:
     """Rows of the rotary cache, input `i`, at positions [B, S], shaped against [B, H, S, half]."""
-    rows = c.add("gather", [c.input(i), at], axis=0)
+    rows = cached_rows(c, c.input(i), at)
     return reshape(c, rows, (rows.shape[0], 1, *rows.shape[1:]))
 
 
@@ -314,7 +315,7 @@ def rotary_embedding(c: Site):
         at = c.add("add", [reshape(c, at, (1, 1)), positions(c, steps, 2, 1)])
     caches = []
     for i in (2, 3):
-        rows = c.add("gather", [c.input(i), at], axis=0)
+        rows = cached_rows(c, c.input(i), at)
         batch = rows.shape[0]
         caches.append(reshape(c, rows, (batch, steps, 1, half) if flat
                               else (batch, 1, steps, half)))

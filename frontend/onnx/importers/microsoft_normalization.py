@@ -6,6 +6,7 @@ from ....ir import dtype as dt
 from ....ir.expr import wrap
 from ....ir.graph.core import Value
 from ..building import accumulator, along, axis_of, cast, product, reshape, scalar
+from ..indices import checked_indices
 from ..registry import Site, importer
 from .microsoft_products import channels_first, channels_last
 from .normalization import inverse_deviation, normalized_rows, row_statistics
@@ -55,18 +56,22 @@ def _skipped(c: Site, op: str, beta: Value | None, bias: int) -> list[Value]:
     return [y, mean, inverse, total]
 
 
+def _looked_up(c: Site, table: Value, ids: Value) -> Value:
+    return c.add("gather", [table, checked_indices(c, ids, table.shape[:1])], axis=0)
+
+
 @importer("EmbedLayerNormalization", domain=MICROSOFT)
 def embed_layer_normalization(c: Site):
     ids, table = c.input(0), c.input(3)
     batch, steps = ids.shape
-    total = c.add("gather", [c.input(2), ids], axis=0)
+    total = _looked_up(c, c.input(2), ids)
     if c.has(8):
-        at = cast(c, c.input(8), dt.i64)
+        at = c.input(8)
     else:
         at = reshape(c, c.add("iota", size=steps), (1, steps))
-    total = c.add("add", [total, c.add("gather", [table, at], axis=0)])
+    total = c.add("add", [total, _looked_up(c, table, at)])
     if c.has(1) and c.has(4):
-        total = c.add("add", [total, c.add("gather", [c.input(4), c.input(1)], axis=0)])
+        total = c.add("add", [total, _looked_up(c, c.input(4), c.input(1))])
     y = normalized_rows(c, "layer_norm", total, c.input(5), c.input(6), 2,
                         c.attr("epsilon", 1e-12))
     if c.has(7):

@@ -6,6 +6,7 @@ from ....ir import dtype as dt
 from ....ir.graph.core import Value
 from ....ir.graph.ops.shapes import same
 from ..building import cast, is_zero, reshape, scalar, slice_axis, swap, transpose
+from ..indices import checked_indices
 from ..registry import Site, importer
 from .convolution import biased, plain_conv
 from .matmul import centred, gemm_of, left_zero, multiply, scaled
@@ -182,6 +183,7 @@ def gather_block_quantized(c: Site):
             "quantize_axis", 1) not in (last, -1) or last < 1:
         raise c.error("only rows of tables quantised along the last axis are supported")
     packed = data.dtype is dt.u8 and bits < 8
+    indices = checked_indices(c, indices, data.shape[:1])
 
     def rows(x: Value) -> Value:
         return c.add("gather", [x, indices], axis=0)

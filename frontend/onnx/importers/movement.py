@@ -14,6 +14,7 @@ from ....ir.graph.core import Dim, Value
 from ....ir.graph.ops.shapes import broadcast_shapes, same
 from .. import vectors
 from ..compile_time import Text, describe
+from ..indices import checked_indices
 from ..registry import Site, importer
 
 
@@ -261,18 +262,30 @@ def split_sizes(c: Site, x: Value, axis: int) -> Sequence[Dim]:
 @importer("Gather")
 def gather(c: Site) -> Value:
     x = c.input(0)
-    return c.add("gather", [x, c.input(1)], axis=axis_of(c, c.attr("axis", 0), x.rank))
+    axis = axis_of(c, c.attr("axis", 0), x.rank)
+    return c.add("gather", [x, checked_indices(c, c.input(1), x.shape[axis:axis + 1])], axis=axis)
 
 
 @importer("GatherElements")
 def gather_elements(c: Site) -> Value:
     x = c.input(0)
-    return c.add("gather_elements", [x, c.input(1)], axis=axis_of(c, c.attr("axis", 0), x.rank))
+    axis = axis_of(c, c.attr("axis", 0), x.rank)
+    return c.add("gather_elements", [x, checked_indices(c, c.input(1), [x.shape[axis]])], axis=axis)
 
 
 @importer("GatherND")
 def gather_nd(c: Site) -> Value:
-    return c.add("gather_nd", [c.input(0), c.input(1)], batch_dims=c.attr("batch_dims", 0))
+    x, indices, batch = c.input(0), c.input(1), c.attr("batch_dims", 0)
+    return c.add("gather_nd", [x, checked_indices(c, indices, indexed_axes(c, x, indices, batch))],
+                 batch_dims=batch)
+
+
+def indexed_axes(c: Site, x: Value, indices: Value, batch: int = 0) -> Sequence[Dim]:
+    """The axes of `x` that index tuples in the last axis of `indices` name, behind `batch`."""
+    depth = indices.shape[-1] if indices.rank else None
+    if not isinstance(depth, int) or not 0 <= batch <= x.rank - depth:
+        raise c.error(f"index tuples {indices.type} do not fit {x.type} with {batch} batch axes")
+    return x.shape[batch:batch + depth]
 
 
 @importer("DepthToSpace")
@@ -321,6 +334,7 @@ def reverse_sequence(c: Site) -> Value:
     batch, time = c.attr("batch_axis", 1), c.attr("time_axis", 0)
     if x.rank < 2 or {batch, time} != {0, 1}:
         raise c.error(f"batch_axis {batch} and time_axis {time} must be 0 and 1")
+    lengths = checked_indices(c, lengths, [simplify_dim(wrap(x.shape[time]) + 1)], negative=False)
     steps = c.add("reshape", [c.add("iota", size=x.shape[time], dtype=dt.i64)],
                   shape=(1, x.shape[time]))
     ends = c.add("reshape", [lengths], shape=(x.shape[batch], 1))

@@ -6,6 +6,7 @@ from ....ir import dtype as dt
 from ....ir.expr import simplify_dim, wrap
 from ....ir.graph.core import Dim, Value
 from ..building import accumulator, cast, product, reshape, scalar
+from ..indices import checked_indices
 from ..registry import Site, importer
 from ..windows import Window, integers, window
 
@@ -105,6 +106,7 @@ def max_unpool(c: Site):
     inner = (*x.shape[:2], *pooled)
     zeros = c.add("expand", [scalar(c, 0, x.dtype)], shape=(product(inner),))
     count = product(x.shape)
+    indices = checked_indices(c, indices, [product(inner)], negative=False)
     y = c.add("scatter_elements", [
         zeros, reshape(c, cast(c, indices, dt.i64), (count,)), reshape(c, x, (count,))], axis=0)
     y = reshape(c, y, inner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ....ir import dtype as dt
 from ....ir.graph.core import Value
 from .. import vectors
+from ..indices import checked_indices
 from ..registry import Site, importer
 from .elementwise import cast
 
@@ -29,7 +30,8 @@ def roi_align(c: Site) -> Value:
     frame = c.attr("coordinate_transformation_mode", default)
     if frame not in ("half_pixel", "output_half_pixel"):
         raise c.error(f"unknown coordinate_transformation_mode {frame!r}")
-    return c.add("roi_align", [x, cast(c, c.input(1), x.dtype), cast(c, c.input(2), dt.i64)], {
+    images = checked_indices(c, cast(c, c.input(2), dt.i64), x.shape[:1], negative=False)
+    return c.add("roi_align", [x, cast(c, c.input(1), x.dtype), images], {
         "height": c.attr("output_height", 1), "width": c.attr("output_width", 1),
         "ratio": c.attr("sampling_ratio", 0), "scale": c.attr("spatial_scale", 1.0),
         "mode": c.attr("mode", "avg"), "half_pixel": frame == "half_pixel"})

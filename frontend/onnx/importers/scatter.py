@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ....ir.graph.core import Value
+from ..indices import checked_indices
 from ..registry import Site, importer
-from .movement import axis_of
+from .movement import axis_of, indexed_axes
 
 
 def _reduction(c: Site) -> str:
@@ -17,13 +18,16 @@ def _reduction(c: Site) -> str:
 @importer("Scatter", "ScatterElements")
 def scatter_elements(c: Site) -> Value:
     x = c.input(0)
-    return c.add("scatter_elements", [x, c.input(1), c.input(2)], reduction=_reduction(c),
-                 axis=axis_of(c, c.attr("axis", 0), x.rank))
+    axis = axis_of(c, c.attr("axis", 0), x.rank)
+    at = checked_indices(c, c.input(1), [x.shape[axis]])
+    return c.add("scatter_elements", [x, at, c.input(2)], reduction=_reduction(c), axis=axis)
 
 
 @importer("ScatterND")
 def scatter_nd(c: Site) -> Value:
-    return c.add("scatter_nd", [c.input(0), c.input(1), c.input(2)], reduction=_reduction(c))
+    x, indices = c.input(0), c.input(1)
+    at = checked_indices(c, indices, indexed_axes(c, x, indices))
+    return c.add("scatter_nd", [x, at, c.input(2)], reduction=_reduction(c))
 
 
 @importer("TensorScatter")

@@ -12,6 +12,7 @@ from ....ir.expr import simplify_dim, wrap
 from ....ir.graph.core import Dim, Value
 from .. import vectors
 from ..compile_time import Optional, TensorSequence, describe
+from ..indices import checked_indices
 from ..registry import Site, importer
 from ..tensors import element_type
 from .elementwise import as_scalar
@@ -62,7 +63,8 @@ def at(c: Site) -> Any:
     if vectors.numbers(c.input(1)) is None and items and all(
             isinstance(v, Value) and v.type == items[0].type for v in items):
         rows = [c.add("reshape", [v], shape=(1, *v.shape)) for v in items]
-        return c.add("gather", [c.add("concat", rows, axis=0), as_scalar(c, c.input(1))], axis=0)
+        at = checked_indices(c, as_scalar(c, c.input(1)), [len(items)])
+        return c.add("gather", [c.add("concat", rows, axis=0), at], axis=0)
     if not items:
         raise c.error("the sequence is empty")
     return [items[position(c, 1, len(items), "position")]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ....ir import dtype as dt
 from ....ir.graph.core import Value
 from ..building import axis_of, cast, product, reshape, scalar
+from ..indices import checked_indices
 from ..registry import Site, importer
 
 
@@ -36,6 +37,7 @@ def _loss(c: Site, scores: Value, target: Value, weight: Value | None) -> Value:
     if c.attr("ignore_index") is not None:
         kept = c.add("ne", [target, scalar(c, c.attr("ignore_index"), dt.i64)])
         target = c.add("select", [kept, target, scalar(c, 0, dt.i64)])
+    target = checked_indices(c, target, scores.shape[1:2], negative=False)
     column = reshape(c, target, (target.shape[0], 1, *target.shape[1:]))
     picked = c.add("gather_elements", [scores, column], axis=1)
     loss = c.add("neg", [reshape(c, picked, target.shape)])

@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401, I001
     attention,
+    checks,
     contraction,
     control,
     convolution,

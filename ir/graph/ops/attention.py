@@ -11,7 +11,7 @@ from ...expr import Expr, both, cast, const, op, select, wrap
 from ..core import TensorType
 from ..definition import OpContext, OpDef, define
 from .row import accumulator
-from .shapes import broadcast_index, broadcast_shapes, same
+from .shapes import broadcast_index, broadcast_shapes, require_equal, same
 
 
 def _infer(ctx: OpContext):
@@ -25,8 +25,7 @@ def _infer(ctx: OpContext):
         raise ctx.error(f"{heads} query heads do not divide into {shared} key heads")
     for a, b, what in ((q.shape[3], k.shape[3], "head sizes"), (k.shape[2], v.shape[2], "keys"),
                        (shared, v.shape[1], "heads")):
-        if isinstance(a, int) and isinstance(b, int) and a != b:
-            raise ctx.error(f"q, k and v have different {what}: {a} and {b}")
+        require_equal(ctx, a, b, f"q, k and v have different {what}: {a} and {b}")
     scores = (*q.shape[:3], k.shape[2])
     for i, kind in ((3, "bias"), (4, "mask")):
         if ctx.has(i):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...expr import both, cast, const, op, select, wrap
+from ...expr import both, cast, const, op, select, simplify_dim, wrap
 from ..core import TensorType
 from ..definition import OpContext, OpDef, define
-from .shapes import broadcast_index, broadcast_shapes, conv_extent, same
+from .shapes import broadcast_index, broadcast_shapes, conv_extent, require_equal, same
 
 
 def _matmul_infer(ctx: OpContext):
@@ -17,8 +17,7 @@ def _matmul_infer(ctx: OpContext):
     if a.dtype.is_float != b.dtype.is_float:
         raise ctx.error(f"matmul of {a.dtype} and {b.dtype}")
     k1, k2 = a.shape[-1], b.shape[-2]
-    if isinstance(k1, int) and isinstance(k2, int) and k1 != k2:
-        raise ctx.error(f"matmul of {a} and {b}: inner sizes {k1} and {k2} differ")
+    require_equal(ctx, k1, k2, f"matmul of {a} and {b}: inner sizes {k1} and {k2} differ")
     batch = broadcast_shapes(ctx, [a.shape[:-2], b.shape[:-2]])
     return [TensorType(ctx.attrs["dtype"] or a.dtype, (*batch, a.shape[-2], b.shape[-1]))]
 
@@ -59,8 +58,8 @@ def _conv_infer(ctx: OpContext):
             raise ctx.error(f"{key} needs {n} entries, has {len(a[key])}")
     groups = a["groups"]
     channels, per_group, features = x.shape[1], w.shape[1], w.shape[0]
-    if isinstance(channels, int) and isinstance(per_group, int) and channels != per_group * groups:
-        raise ctx.error(f"conv of {channels} channels with weights {w} in {groups} groups")
+    require_equal(ctx, channels, simplify_dim(wrap(per_group) * groups),
+                  f"conv of {channels} channels with weights {w} in {groups} groups")
     if isinstance(features, int) and features % groups:
         raise ctx.error(f"{features} output channels do not divide into {groups} groups")
     spatial = [conv_extent(x.shape[2 + i], w.shape[2 + i], a["strides"][i], a["dilations"][i],

@@ -10,7 +10,7 @@ from ... import dtype as dt
 from ...expr import Expr, both, cast, const, op, select, simplify_dim, wrap
 from ..core import TensorType
 from ..definition import REQUIRED, OpContext, OpDef, define
-from .shapes import conv_extent, same
+from .shapes import conv_extent, require_equal, same
 
 # Transposed convolution ---------------------------------------------------------------------------
 
@@ -26,8 +26,7 @@ def _transpose_infer(ctx: OpContext):
         if len(a[key]) != n:
             raise ctx.error(f"{key} needs {n} entries, has {len(a[key])}")
     channels, filters = x.shape[1], w.shape[0]
-    if isinstance(channels, int) and isinstance(filters, int) and channels != filters:
-        raise ctx.error(f"conv_transpose of {channels} channels with weights {w}")
+    require_equal(ctx, channels, filters, f"conv_transpose of {channels} channels with weights {w}")
     if isinstance(channels, int) and channels % a["groups"]:
         raise ctx.error(f"{channels} channels do not divide into {a['groups']} groups")
     features = simplify_dim(wrap(w.shape[1]) * a["groups"])
@@ -106,8 +105,7 @@ def _deform_infer(ctx: OpContext):
     spatial = [conv_extent(x.shape[2 + i], a["kernel"][i], a["strides"][i], a["dilations"][i],
                            a["low"][i], a["high"][i]) for i in range(n)]
     for want, have in zip(spatial, offset.shape[2:], strict=True):
-        if isinstance(want, int) and isinstance(have, int) and want != have:
-            raise ctx.error(f"offsets {offset} do not fit output {spatial}")
+        require_equal(ctx, want, have, f"offsets {offset} do not fit output {spatial}")
     if not same(offset.shape[1], a["groups"] * taps * n):
         raise ctx.error(f"offsets {offset} do not fit {a['groups']} groups of {taps} taps")
     return [TensorType(x.dtype, (*x.shape[:2], taps, *offset.shape[2:]))]

@@ -13,6 +13,10 @@ from .shapes import (
     broadcast_index,
     flat_index,
     normal_axis,
+    require_at_most,
+    require_equal,
+    require_one_of,
+    require_positions,
     require_same_dtype,
     same,
     type_like,
@@ -23,8 +27,7 @@ from .shapes import (
 def _reshape_infer(ctx: OpContext):
     shape = ctx.attrs["shape"]
     old, new = ctx.type(0).numel, TensorType(ctx.type(0).dtype, shape).numel
-    if isinstance(old, int) and isinstance(new, int) and old != new:
-        raise ctx.error(f"cannot reshape {ctx.type(0)} to {list(shape)}")
+    require_equal(ctx, old, new, f"cannot reshape {ctx.type(0)} to {list(shape)}")
     return [type_like(ctx.type(0), shape)]
 
 
@@ -71,9 +74,20 @@ define(OpDef(
     doc="Output dimension k is input dimension perm[k].",
 ))
 
+
+def _expand_infer(ctx: OpContext):
+    t, shape = ctx.type(0), ctx.attrs["shape"]
+    if len(shape) < t.rank:
+        raise ctx.error(f"cannot expand {t} to {list(shape)}")
+    for d, wanted in zip(t.shape, shape[len(shape) - t.rank:], strict=True):
+        if isinstance(d, int) and isinstance(wanted, int) and d not in (1, wanted):
+            raise ctx.error(f"cannot expand {t} to {list(shape)}")
+        require_one_of(ctx, d, (1, wanted))
+    return [type_like(t, shape)]
+
+
 define(OpDef(
-    "expand", "injective",
-    infer=lambda ctx: [type_like(ctx.type(0), ctx.attrs["shape"])],
+    "expand", "injective", infer=_expand_infer,
     body=lambda ctx, index: ctx.load(
         0, broadcast_index(index, ctx.type(0).shape, ctx.out().shape)),
     reference=lambda ctx, x: np.broadcast_to(x, [int(d) for d in ctx.out().shape]),
@@ -86,11 +100,26 @@ def _slice_infer(ctx: OpContext):
     t, a = ctx.type(0), ctx.attrs
     for axis, (start, size, step, extent) in enumerate(
             zip(a["starts"], a["sizes"], a["steps"], t.shape, strict=True)):
-        if all(isinstance(v, int) for v in (start, size, step, extent)) and size > 0:
+        if all(isinstance(v, int) for v in (start, size, step, extent)):
             last = start + (size - 1) * step
-            if not (0 <= start < extent and 0 <= last < extent):
+            if size > 0 and not (0 <= start < extent and 0 <= last < extent):
                 raise ctx.error(f"slice of axis {axis} reads [{start}..{last}] of {extent}")
+        elif not same(size, extent) or not same(start, 0):
+            _require_inside(ctx, wrap(start), wrap(size), wrap(step), extent)
     return [type_like(t, a["sizes"])]
+
+
+def _require_inside(ctx: OpContext, start: Expr, size: Expr, step: Expr, extent: Dim) -> None:
+    """States that start, start + step, ..., if there are any, are positions of an axis."""
+    last = start + (size - 1) * step
+    inside: Expr = const(True, dt.bool_)
+    for end in (start, last):
+        if not at_least(end, 0):
+            inside = both(inside, op("ge", end, 0))
+        if not at_least(wrap(extent) - end, 1):
+            inside = both(inside, op("lt", end, extent))
+    if inside is not const(True, dt.bool_):
+        ctx.require(op("or", op("le", size, 0), inside))
 
 
 def _slice_reference(ctx: OpContext, x):
@@ -120,10 +149,11 @@ def _concat_infer(ctx: OpContext):
         if t.rank != types[0].rank:
             raise ctx.error(f"concat of ranks {types[0].rank} and {t.rank}")
         for d in range(t.rank):
-            if d != axis and isinstance(t.shape[d], int):
-                if isinstance(shape[d], int) and shape[d] != t.shape[d]:
-                    raise ctx.error(f"concat of {types[0]} and {t} on axis {axis}")
-                shape[d] = t.shape[d]
+            if d != axis:
+                require_equal(ctx, shape[d], t.shape[d],
+                              f"concat of {types[0]} and {t} on axis {axis}")
+                if isinstance(t.shape[d], int):
+                    shape[d] = t.shape[d]
         total = simplify_dim(wrap(total) + wrap(t.shape[axis]))
     shape[axis] = total
     return [type_like(types[0], shape)]
@@ -168,6 +198,10 @@ def _pad_infer(ctx: OpContext):
         raise ctx.error(f"pad needs one amount per axis of {t}")
     if a["mode"] not in ("constant", "edge", "reflect", "wrap"):
         raise ctx.error(f"unknown padding mode {a['mode']!r}")
+    if a["mode"] != "constant":
+        for d, p, q in zip(t.shape, a["low"], a["high"], strict=True):
+            if not (same(p, 0) and same(q, 0)):
+                require_at_most(ctx, 1, d, f"nothing to copy along an axis of 0 elements of {t}")
     return [type_like(t, [simplify_dim(wrap(d) + wrap(p) + wrap(q))
                           for d, p, q in zip(t.shape, a["low"], a["high"], strict=True)])]
 
@@ -296,8 +330,10 @@ def _gather_elements_body(ctx: OpContext, index):
 
 
 def _gather_elements_infer(ctx: OpContext):
-    ctx.attrs["axis"] = normal_axis(ctx, ctx.attrs["axis"], ctx.type(0).rank)
-    return [type_like(ctx.type(0), ctx.type(1).shape)]
+    t, indices = ctx.type(0), ctx.type(1)
+    axis = ctx.attrs["axis"] = normal_axis(ctx, ctx.attrs["axis"], t.rank)
+    require_positions(ctx, indices, t, axis)
+    return [type_like(t, indices.shape)]
 
 
 def _gather_elements_reference(ctx: OpContext, x, i):
@@ -319,6 +355,8 @@ def _gather_nd_infer(ctx: OpContext):
     depth = indices.shape[-1]
     if not isinstance(depth, int) or depth + b > t.rank:
         raise ctx.error(f"gather_nd of {t} by {indices} with {b} batch dimensions")
+    for d1, d2 in zip(t.shape[:b], indices.shape[:b], strict=True):
+        require_equal(ctx, d1, d2, f"gather_nd of {t} by {indices}: batches differ")
     return [type_like(t, (*indices.shape[:-1], *t.shape[b + depth:]))]
 
 

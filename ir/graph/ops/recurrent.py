@@ -21,7 +21,7 @@ from ...expr import Expr, op
 from ...operations import OPS
 from ..core import TensorType
 from ..definition import REQUIRED, OpContext, OpDef, define
-from .shapes import same
+from .shapes import require_equal, same
 
 BLOCK = 16
 
@@ -76,8 +76,11 @@ def _check(ctx: OpContext, gates: int, functions: int, states: tuple[int, ...]):
             w.shape[4], BLOCK):
         raise ctx.error(f"weights {w} do not fit {ctx.node.op}")
     for i in states:
-        if ctx.type(i).dtype is not x.dtype or ctx.type(i).rank != 3:
-            raise ctx.error(f"state {ctx.type(i)} does not fit {x}")
+        t, otherwise = ctx.type(i), f"state {ctx.type(i)} does not fit {x}"
+        if t.dtype is not x.dtype or t.rank != 3:
+            raise ctx.error(otherwise)
+        for d1, d2 in zip(t.shape, (directions, x.shape[1], hidden), strict=True):
+            require_equal(ctx, d1, d2, otherwise)
     a = ctx.attrs
     a["reverse"] = tuple(bool(r) for r in a["reverse"])
     if len(a["reverse"]) != directions or len(a["activations"]) != directions or any(

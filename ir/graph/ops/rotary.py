@@ -6,7 +6,7 @@ import numpy as np
 
 from ...expr import Expr, const, equal, op, select, wrap
 from ..definition import REQUIRED, OpContext, OpDef, define
-from .shapes import broadcast_index, require_same_dtype
+from .shapes import broadcast_index, require_one_of, require_same_dtype
 
 
 def _infer(ctx: OpContext):
@@ -22,6 +22,8 @@ def _infer(ctx: OpContext):
                 isinstance(a, int) and isinstance(b, int) and b not in (a, 1)
                 for a, b in zip(x.shape[-t.rank:-1], t.shape[:-1], strict=True)):
             raise ctx.error(f"angles {t} do not fit {x} with {count} rotated elements")
+        for a, b in zip(x.shape[-t.rank:-1], t.shape[:-1], strict=True):
+            require_one_of(ctx, b, (a, 1))
     return [x]
 
 

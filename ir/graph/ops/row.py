@@ -14,7 +14,7 @@ from ... import dtype as dt
 from ...expr import Expr, cast, const, op, select, wrap
 from ..core import Dim
 from ..definition import OpContext, OpDef, define
-from .shapes import normal_axis, same
+from .shapes import normal_axis, require_equal, same
 
 
 def accumulator(t: dt.DType) -> dt.DType:
@@ -111,11 +111,11 @@ def _norm_infer(ctx: OpContext):
         p = ctx.type(i)
         if p.dtype is not t.dtype:
             raise ctx.error(f"operand {i} is {p.dtype}, the rows are {t.dtype}")
-        bad = p.rank != t.rank - axis or any(
-            isinstance(a, int) and isinstance(b, int) and a != b
-            for a, b in zip(p.shape, t.shape[axis:], strict=True))
-        if bad:
-            raise ctx.error(f"operand {i} {p} does not have the row shape of {t} from axis {axis}")
+        otherwise = f"operand {i} {p} does not have the row shape of {t} from axis {axis}"
+        if p.rank != t.rank - axis:
+            raise ctx.error(otherwise)
+        for a, b in zip(p.shape, t.shape[axis:], strict=True):
+            require_equal(ctx, a, b, otherwise)
     return types
 
 

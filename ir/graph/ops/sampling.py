@@ -10,7 +10,7 @@ from ... import dtype as dt
 from ...expr import Expr, both, cast, const, equal, op, select, simplify_dim, wrap
 from ..core import Dim, TensorType
 from ..definition import REQUIRED, OpContext, OpDef, define
-from .shapes import flat_index, type_like
+from .shapes import flat_index, require_equal, type_like
 
 # Grid sampling ----------------------------------------------------------------------------------
 
@@ -25,6 +25,7 @@ def _grid_infer(ctx: OpContext):
         raise ctx.error(f"grid_sample of {x} at {grid}")
     if a["mode"] not in MODES or a["padding"] not in PADDINGS:
         raise ctx.error(f"unknown mode {a['mode']!r} or padding {a['padding']!r}")
+    require_equal(ctx, x.shape[0], grid.shape[0], f"grid_sample of {x} at {grid}: batches differ")
     return [type_like(x, (x.shape[0], x.shape[1], *grid.shape[1:-1]))]
 
 
@@ -123,6 +124,7 @@ def _roi_infer(ctx: OpContext):
         raise ctx.error(f"roi_align of {x} at {rois} of images {batch}")
     if a["mode"] not in ("avg", "max"):
         raise ctx.error(f"unknown mode {a['mode']!r}")
+    require_equal(ctx, rois.shape[0], batch.shape[0], f"{rois} with images {batch}")
     return [type_like(x, (rois.shape[0], x.shape[1], a["height"], a["width"]))]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ... import dtype as dt
 from ...expr import both, cast, op, select, wrap
 from ..definition import OpContext, OpDef, define
-from .shapes import normal_axis, require_same_dtype
+from .shapes import normal_axis, require_equal, require_positions, require_same_dtype
 
 REDUCTIONS = {"none": None, "add": np.add, "mul": np.multiply, "min": np.minimum,
               "max": np.maximum}
@@ -36,7 +36,10 @@ def _elements_infer(ctx: OpContext):
     t, indices, updates = ctx.types
     if indices.rank != t.rank or updates.rank != t.rank:
         raise ctx.error(f"scatter_elements of {updates} at {indices} into {t}: ranks differ")
-    ctx.attrs["axis"] = normal_axis(ctx, ctx.attrs["axis"], t.rank)
+    axis = ctx.attrs["axis"] = normal_axis(ctx, ctx.attrs["axis"], t.rank)
+    require_positions(ctx, indices, t, axis)
+    for d1, d2 in zip(indices.shape, updates.shape, strict=True):
+        require_equal(ctx, d1, d2, f"scatter_elements of {updates} at {indices}: shapes differ")
     return [t]
 
 
@@ -64,6 +67,8 @@ def _nd_infer(ctx: OpContext):
                         f"of at most {t.rank}")
     if updates.rank != indices.rank - 1 + t.rank - depth:
         raise ctx.error(f"scatter_nd of {updates} at {indices} into {t}: ranks do not match")
+    for d1, d2 in zip(updates.shape, (*indices.shape[:-1], *t.shape[depth:]), strict=True):
+        require_equal(ctx, d1, d2, f"scatter_nd of {updates} at {indices} into {t}")
     return [t]
 
 
@@ -92,6 +97,9 @@ def _tensor_scatter_infer(ctx: OpContext):
     axis = ctx.attrs["axis"] = normal_axis(ctx, ctx.attrs["axis"], t.rank)
     if update.rank != t.rank or axis == 0:
         raise ctx.error(f"tensor_scatter of {update} into {t} along axis {axis}")
+    for a, (d1, d2) in enumerate(zip(update.shape, t.shape, strict=True)):
+        if a != axis:
+            require_equal(ctx, d1, d2, f"tensor_scatter of {update} into {t} along axis {axis}")
     return [t]
 
 

@@ -12,7 +12,7 @@ from ... import dtype as dt
 from ...expr import simplify_dim, wrap
 from ..core import TensorType
 from ..definition import REQUIRED, OpContext, OpDef, define
-from .shapes import normal_axis, type_like
+from .shapes import normal_axis, require_at_most, type_like
 
 
 def _nonzero_reference(ctx: OpContext, x):
@@ -41,8 +41,8 @@ def _topk_infer(ctx: OpContext):
         raise ctx.error("topk of a scalar")
     axis = a["axis"] = normal_axis(ctx, a["axis"], t.rank)
     k, extent = simplify_dim(a["k"]), t.shape[axis]
-    if isinstance(k, int) and isinstance(extent, int) and not 0 <= k <= extent:
-        raise ctx.error(f"the best {k} of {extent} elements")
+    require_at_most(ctx, 0, k, f"the best {k} elements")
+    require_at_most(ctx, k, extent, f"the best {k} of {extent} elements")
     shape = (*t.shape[:axis], k, *t.shape[axis + 1:])
     return [type_like(t, shape), TensorType(dt.i64, shape)]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...expr import Expr, const, equal, op, select, wrap
+from ...algebra import at_least
+from ...expr import Expr, const, equal, op, select, simplify_dim, wrap
 from ..core import Dim, TensorType
 from ..definition import OpContext
 
@@ -12,6 +13,34 @@ from ..definition import OpContext
 def same(d1: Dim, d2: Dim) -> bool:
     """Whether two dimensions are provably equal."""
     return d1 is d2 or (isinstance(d1, int) and isinstance(d2, int) and d1 == d2)
+
+
+def require_equal(ctx: OpContext, d1: Dim, d2: Dim, otherwise: str) -> None:
+    """Refuses, with the sentence `otherwise`, sizes that are known to differ; those that may differ
+    are compared at run time."""
+    difference = simplify_dim(wrap(d1) - wrap(d2))
+    if not isinstance(difference, int):
+        ctx.require(equal(d1, d2))
+    elif difference:
+        raise ctx.error(otherwise)
+
+
+def require_at_most(ctx: OpContext, d1: Dim, d2: Dim, otherwise: str) -> None:
+    """Refuses a size d1 that is known to be above d2; one that may be is compared at run time."""
+    if isinstance(d1, int) and isinstance(d2, int):
+        if d1 > d2:
+            raise ctx.error(otherwise)
+    elif not at_least(wrap(d2) - wrap(d1), 0):
+        ctx.require(op("le", d1, d2))
+
+
+def require_one_of(ctx: OpContext, d: Dim, allowed: Sequence[Dim]) -> None:
+    """States that a size is one of several, unless that is known."""
+    if not any(same(d, other) for other in allowed):
+        condition = equal(d, allowed[0])
+        for other in allowed[1:]:
+            condition = op("or", condition, equal(d, other))
+        ctx.require(condition)
 
 
 def broadcast_dim(ctx: OpContext, d1: Dim, d2: Dim) -> Dim:
@@ -24,9 +53,12 @@ def broadcast_dim(ctx: OpContext, d1: Dim, d2: Dim) -> Dim:
     if isinstance(d1, int) and isinstance(d2, int):
         raise ctx.error(f"shapes do not broadcast: {d1} against {d2}")
     if isinstance(d1, int):
+        require_one_of(ctx, d2, (d1, 1))
         return d1
     if isinstance(d2, int):
+        require_one_of(ctx, d1, (d2, 1))
         return d2
+    ctx.require(op("or", equal(d1, d2), op("or", equal(d1, 1), equal(d2, 1))))
     return select(equal(d1, 1), d2, d1)
 
 
@@ -61,6 +93,16 @@ def normal_axis(ctx: OpContext, axis: int, rank: int) -> int:
     if not -rank <= axis < max(rank, 1):
         raise ctx.error(f"axis {axis} is outside a tensor of rank {rank}")
     return axis % rank if rank else 0
+
+
+def require_positions(ctx: OpContext, indices: TensorType, t: TensorType, axis: int) -> None:
+    """Refuses positions along `axis`, one for each element of a tensor, beyond the other axes."""
+    otherwise = f"positions {indices} along axis {axis} do not fit {t}"
+    if indices.rank != t.rank:
+        raise ctx.error(otherwise)
+    for a, (d1, d2) in enumerate(zip(indices.shape, t.shape, strict=True)):
+        if a != axis:
+            require_at_most(ctx, d1, d2, otherwise)
 
 
 def flat_index(index: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
