@@ -71,10 +71,10 @@ def _convert(graph: Graph, node: Node) -> Value | None:
         assert w is not None and w.constant is not None
         matrix = np.ascontiguousarray(w.constant.reshape(w.constant.shape[:2]).T)
         y = graph.add("matmul", [last, graph.constant(matrix)], {"dtype": node.attrs["dtype"]},
-                      origin=node.origin)
+                      origin=node.origin, name=node.output.name)
     else:
         y = graph.add(node.op + SUFFIX, [last, *node.inputs[1:]], dict(node.attrs),
-                      origin=node.origin)
+                      origin=node.origin, name=node.output.name)
     return graph.add("transpose", [y], {"perm": first_permutation(rank)}, origin=node.origin)
 
 
@@ -136,5 +136,6 @@ def _channel_shuffle(graph: Graph, node: Node) -> Value | None:
     y = graph.add("reshape", [y], {"shape": (*lead, groups, parts)}, origin=node.origin)
     y = graph.add("transpose", [y], {"perm": (*range(rank - 1), rank, rank - 1)},
                   origin=node.origin)
-    y = graph.add("reshape", [y], {"shape": (*lead, x.shape[1])}, origin=node.origin)
+    y = graph.add("reshape", [y], {"shape": (*lead, x.shape[1])}, origin=node.origin,
+                  name=node.output.name)
     return graph.add("transpose", [y], {"perm": first_permutation(rank)}, origin=node.origin)

@@ -245,7 +245,7 @@ class _Cluster:
                     here[value] = self._permuted(value, back, node.origin)
                 inputs[i] = here[value]
             made = self.home.add_node(node.op, inputs, permuted_attrs(node, perm),
-                                      origin=node.origin)
+                                      origin=node.origin, name=node.output.name)
             made.serial = node.serial
             here[node.output] = made.output
         for node in reversed(chosen):
