@@ -16,7 +16,8 @@ class Variant:
     """One instruction-set level. `flags` are for gcc and clang; `zig` names the cross target (""
     for the host); `supported` is a C condition, "" when the code runs everywhere it can load.
     `system` are compiler flags for every file, `link` those that make `library`; without `threads`
-    the system has none."""
+    the system has none. `beside` are files of runtime/ that go along, by their names in the
+    artifact."""
 
     name: str
     vector: VectorIsa
@@ -28,6 +29,7 @@ class Variant:
     link: tuple[str, ...] = ("-shared", "-pthread")
     library: str = "model.so"
     threads: bool = True
+    beside: tuple[tuple[str, str], ...] = ()
 
 
 def has(*features: str) -> str:
@@ -45,7 +47,8 @@ VARIANTS: dict[str, Variant] = {v.name: v for v in (
     Variant("aarch64", NEON, (), "aarch64-linux-gnu.2.28", "", "64-bit Arm with NEON"),
     Variant("wasm32", WASM_SIMD, ("-msimd128",), "wasm32-wasi", "", "WebAssembly with SIMD",
             system=("-DSMELT_NO_MMAP",), link=("-mexec-model=reactor", "-s"), library="model.wasm",
-            threads=False),
+            threads=False,  # node takes a file for an ES module by the name .mjs
+            beside=(("model.mjs", "js/model.js"), ("model.d.mts", "js/model.d.ts"))),
 )}
 
 

@@ -173,6 +173,8 @@ def compile_library(compiler: Compiler, sources: list[str], variants: list[Varia
         }
         for k, source in enumerate(sources):
             files[f"model{k or ''}.c"] = source.encode()
+        for file, path in system.beside:
+            files[file] = (RUNTIME.parent / path).read_bytes()
         code = sum(p.stat().st_size for p in built[:len(sources)])
     return files, code
 
