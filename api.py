@@ -218,6 +218,7 @@ def inspect(source: Any, target: str | None = None, *,
     from .inspect_model import at_sizes, describe_model, open_sizes, read_report
     from .kernel_times import add_profile
     from .running import is_artifact
+    from .signature import check_sizes
 
     dims = dims or {}
     if isinstance(source, (str, Path)) and is_artifact(Path(source)):
@@ -225,6 +226,7 @@ def inspect(source: Any, target: str | None = None, *,
             raise UsageError("a compiled model has no clocks in it: profile the model itself, "
                              "with smelt inspect MODEL.onnx --profile")
         raw = read_report(Path(source))
+        check_sizes(dims, raw["sizes"])
         return {**at_sizes(raw, dims), "open_sizes": open_sizes(raw, dims)}
     request = Request(source, target or "cpu", shapes=shapes, dims=dims, passes=passes)
     result = describe_model(request.graph(), request.label)

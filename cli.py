@@ -1,306 +1,64 @@
-"""The command line. Every command takes --json (one object on standard output, all else on standard
-error) and --debug (tracebacks). Exit codes are those of the error classes: docs/debugging.md.
+"""The command line's entry: runs a command, and turns every error into one sentence and the exit
+code of its class: docs/debugging.md.
 
-Commands import what they need when they run: `smelt --help` must be quick.
+The commands are imported when they run, inside `main`: Ctrl-C in the imports, which take most of a
+short command's time, ends like one at any later time.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-
-from . import __version__
 from .errors import SmeltError, UsageError
-from .options import (
-    Debug,
-    Dims,
-    Either,
-    Inputs,
-    Json,
-    Model,
-    Optimize,
-    Seed,
-    Shapes,
-    Target,
-    Threads,
-)
-from .screen import Screen, Stopwatch, duration, printable
 
 UNEXPECTED, INTERRUPTED = 70, 130
-
-app = typer.Typer(
-    name="smelt", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-    help="Compiles ONNX models ahead of time into small, self-contained programs.")
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"smelt {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(version: Annotated[bool, typer.Option(
-        "--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
-    pass
-
-
-@app.command()
-def compile(
-    model: Model,
-    output: Annotated[Path | None, typer.Option(
-        "--output", "-o", help="A folder, or a file ending in .zip; by default MODEL.smelt "
-        "in this folder.")] = None,
-    target: Target = "cpu",
-    shape: Shapes = None,
-    dim: Dims = None,
-    fixed: Annotated[list[str] | None, typer.Option(
-        "--fixed", metavar="NAME=FILE", help="An input that never changes, from an npy file.")
-    ] = None,
-    state: Annotated[list[str] | None, typer.Option(
-        "--state", metavar="OUT:IN", help="An output that is kept and fed to an input.")] = None,
-    threads: Annotated[bool, typer.Option("--threads/--no-threads",
-                                          help="Whether the program may use threads.")] = True,
-    optimize: Optimize = 2,
-    exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
-    passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
-                                               "target's own, such as fold,cse,dce.")] = None,
-    name: Annotated[str, typer.Option("--name", help="Prefix of the C names.")] = "model",
-    option: Annotated[list[str] | None, typer.Option(
-        "--option", metavar="KEY=VALUE", help="An option of the target alone, such as "
-        "weights=blob of cpu:generic.")] = None,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache",
-                                        help="Whether to look in the cache first.")] = True,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Compile a model into a folder (or .zip) with everything that is needed to run it."""
-    from .compilation import Request, compile_into
-    from .inspect_model import read_report
-    from .signature import parse_dims, parse_shapes, parse_states
-
-    screen = Screen(json)
-    output = output or Path(model.name).with_suffix(".smelt")
-    request = Request(model, target, shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
-                      fixed=_fixed(fixed or ()), threads=threads, optimize=optimize, exact=exact,
-                      passes=passes, states=parse_states(state or ()), name=name,
-                      extra=_options(option or ()))
-    with screen.progress() as progress:
-        done = compile_into(request, output, cache=cache, progress=progress)
-    if done.note:
-        screen.note(printable(done.note, 400))
-    report = read_report(output)
-    facts = _size_facts(output, report)
-    how = "from the cache, " if done.cached else ""
-    screen.say(f"wrote {printable(output, 400)} for {target} ({how}{duration(done.seconds)})")
-    screen.table(("", "bytes"), [(k, v) for k, v in (
-        ("weights", facts["weights"]), ("code", facts.get("code")),
-        ("arena", facts.get("arena")), ("stack", facts.get("stack")),
-        ("flash", facts.get("flash")), ("RAM", facts.get("ram")),
-        ("all files", facts["bytes"])) if v is not None], right=[1])
-    screen.result({"artifact": str(output), "target": target, "seconds": done.seconds,
-                   "note": done.note, "cached": done.cached, "inputs": report["inputs"],
-                   "outputs": report["outputs"], **facts})
-
-
-def _size_facts(output: Path, report: dict[str, Any]) -> dict[str, Any]:
-    if output.is_dir():
-        files = {p.relative_to(output).as_posix(): p.stat().st_size
-                 for p in sorted(output.rglob("*")) if p.is_file()}
-    else:
-        files = {output.name: output.stat().st_size}
-    facts = {key: report[key] for key in ("weights", "code", "arena", "flash", "stack", "ram")
-             if key in report}
-    work = [k["flops"] * k["launches"] for k in report["kernels"] if isinstance(k["flops"], int)]
-    return {**facts, "kernels": len(report["kernels"]), "flops": sum(work),
-            "bytes": sum(files.values()), "files": files}
-
-
-def _options(texts: Iterable[str]) -> dict[str, str]:
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--option {text!r}: write a key and a value, such as weights=blob")
-        options[key] = value
-    return options
-
-
-def _fixed(texts: Iterable[str]) -> dict[str, Any]:
-    import numpy as np
-
-    arrays = {}
-    for text in texts:
-        name, equals, path = text.rpartition("=")
-        if not equals or not name:
-            raise UsageError(f"--fixed {text!r}: write an input's name and an npy file")
-        try:
-            arrays[name] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"--fixed {text!r}: the file cannot be read ({error})") from None
-    return arrays
-
-
-@app.command()
-def run(
-    model: Either,
-    files: Annotated[list[str] | None, typer.Argument(
-        metavar="[INPUT]...", help="Input files, as with --input.")] = None,
-    input: Inputs = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="An npz file for the "
-                                                "outputs.")] = None,
-    random: Annotated[bool, typer.Option("--random", help="Random values for inputs that are not "
-                                         "given.")] = False,
-    target: Target = "cpu",
-    shape: Shapes = None,
-    dim: Dims = None,
-    scale: Annotated[float | None, typer.Option("--scale", help="Pictures: factor of the pixels "
-                                                "(1/255 for float inputs).")] = None,
-    mean: Annotated[str, typer.Option("--mean", help="Pictures: subtracted after scaling; one "
-                                      "number or one per channel.")] = "0",
-    std: Annotated[str, typer.Option("--std", help="Pictures: divided by at last.")] = "1",
-    layout: Annotated[str | None, typer.Option("--layout", help="Pictures: NCHW or NHWC.")] = None,
-    bgr: Annotated[bool, typer.Option("--bgr", help="Pictures: blue first.")] = False,
-    threads: Threads = None,
-    seed: Seed = 0,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Run a model once on inputs from files, and say what came out."""
-    from . import data
-    from .compilation import Request, check_writable
-    from .running import open_runnable
-    from .signature import parse_dims, parse_shapes, random_inputs
-
-    screen = Screen(json)
-    how = data.Picture(scale, data.join_floats(mean, "--mean"), data.join_floats(std, "--std"),
-                       layout, bgr)
-    if output is not None:
-        check_writable(output)
-    sizes = parse_dims(dim or ())
-    request = Request(model, target, shapes=parse_shapes(shape or ()), dims=sizes)
-    with screen.progress() as progress:
-        ready = open_runnable(model, request, threads, progress)
-    arrays = data.read_inputs([*(files or ()), *(input or ())], ready.inputs, how)
-    if random:
-        left = [s for s in ready.inputs if s.name not in arrays]
-        arrays.update(random_inputs(left, ready.dims(sizes), seed, ready.sizes))
-    watch = Stopwatch()
-    outputs = ready.run(arrays)
-    seconds = watch.seconds
-    if output is not None:
-        data.write_npz(output, outputs)
-    summaries = [data.summary(n, a) for n, a in outputs.items()]
-    screen.table(("output", "type", "shape", "min", "mean", "max", "largest"), [
-        (s["name"], s["dtype"], "x".join(map(str, s["shape"])) or "scalar",
-         *(f"{s[k]:.5g}" if k in s else "" for k in ("min", "mean", "max")),
-         " ".join(f"{i}:{v:.4g}" for i, v in s.get("top", ())) or _not_finite(s))
-        for s in summaries], right=(3, 4, 5))
-    if output is not None:
-        screen.say(f"wrote {printable(output, 400)}")
-    screen.result({"outputs": summaries, "seconds": seconds,
-                   "written": None if output is None else str(output)})
-
-
-def _not_finite(facts: dict[str, Any]) -> str:
-    bad = facts.get("not_finite")
-    return f"{bad} NaN or infinite" if bad else ""
-
-
-@app.command()
-def opt(
-    file: Annotated[Path, typer.Argument(help="The text form of a graph, or an ONNX model.")],
-    passes: Annotated[str, typer.Option("--passes", "-p", help="Such as fold,cse,fuse{max_nodes="
-                                        "8}; none prints the graph as it is.")] = "",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the text; "
-                                                "by default standard output.")] = None,
-    elide: Annotated[int | None, typer.Option(
-        "--elide", min=0, help="Leave out constants of more elements; such text does not parse "
-        "back. By default 16 on a terminal, else none.")] = None,
-    notes: Annotated[bool, typer.Option("--notes", help="Say what each pass decided, and why, on "
-                                        "standard error.")] = False,
-    shape: Shapes = None,
-    dim: Dims = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Run graph passes and print the text form of the result."""
-    from . import data
-    from .optimise import run_passes
-    from .signature import parse_dims, parse_shapes
-
-    screen = Screen(json)
-    if elide is None and output is None and not json and sys.stdout.isatty():
-        elide = 16
-    text, reports = run_passes(file, passes, parse_shapes(shape or ()), parse_dims(dim or ()),
-                               elide)
-    for report in reports if notes else ():
-        screen.note(f"{report.name}: {'changed' if report.modified else 'no change'}, "
-                    f"{duration(report.seconds)}")
-        for line in report.notes:
-            screen.note(f"  {printable(line, 2000)}")
-    if output is not None:
-        data.write_text(output, text)
-    elif not json:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    screen.result({"text": text, "passes": [
-        {"name": r.name, "modified": r.modified, "seconds": r.seconds, "notes": r.notes}
-        for r in reports]})
-
-
-@app.command()
-def targets(json: Json = False, debug: Debug = False) -> None:
-    """List what models can be compiled for, and the tools found for it."""
-    from .target_table import target_rows
-
-    screen = Screen(json)
-    rows = target_rows()
-    screen.table(("target", "state", "what", "toolchain"),
-                 [(r["name"], r["state"], r["what"], r["toolchain"]) for r in rows])
-    screen.result({"targets": rows})
-
-
-def _register() -> None:
-    """Adds the commands that other modules hold."""
-    from . import cli_compare
-
-    for function in (cli_compare.bench, cli_compare.verify, cli_compare.inspect):
-        app.command()(function)
-
-
-# The entry ---------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code; prints one sentence on failure."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = arguments[:arguments.index("--")] if "--" in arguments else arguments
-    json, debug = "--json" in options, "--debug" in options
+    try:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        options = arguments[:arguments.index("--")] if "--" in arguments else arguments
+        json, debug = "--json" in options, "--debug" in options
+        try:
+            return _run(arguments or ["--help"])
+        except BaseException as error:
+            return _fail(error, json, debug)
+    except KeyboardInterrupt:  # once more, while an error was being explained
+        return INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
+    from typer.main import get_command
+
+    from .cli_commands import app
+    from .screen import silence
+
     try:
         # In this mode Typer returns the code of an Exit and lets all other exceptions through.
-        code = typer.main.get_command(app).main(arguments, "smelt", standalone_mode=False)
-        if code == INTERRUPTED:
-            return _fail(KeyboardInterrupt(), json, debug)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except BrokenPipeError:
-        # The reader of our output is gone; there is nobody left to tell.
-        sys.stdout = None
+        code = get_command(app).main(arguments, "smelt", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader of the help, which Typer prints, is gone. Typer exits with 1 then.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__,
+                                                                     BrokenPipeError):
+            raise
+        silence(sys.stdout)
         return 0
-    except BaseException as error:
-        return _fail(error, json, debug)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
 
 
 def _fail(error: BaseException, json: bool, debug: bool) -> int:
+    from .screen import Screen, printable, write
+
     code, message = _explain(error)
     if debug:
         import traceback
 
-        traceback.print_exception(error)
+        write("".join(traceback.format_exception(error)), sys.stderr)
     screen = Screen(json)
     details = getattr(error, "details", {})
     screen.result({**details, "error": {"class": type(error).__name__, "message": message,
@@ -313,12 +71,11 @@ def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and sentence of an error."""
     if isinstance(error, SmeltError):
         return error.exit_code, str(error)
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":  # Typer's
         return INTERRUPTED, "interrupted; no incomplete output was left"
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, "stopped"
-    usage = typer.BadParameter.__mro__[1]  # of Typer's own click, or of click
-    if isinstance(error, usage):
+    if hasattr(error, "format_message"):  # of Typer's own click, or of click
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "smelt"
         text = error.format_message().rstrip(".")  # type: ignore[attr-defined]
@@ -331,9 +88,3 @@ def _explain(error: BaseException) -> tuple[int, str]:
     text = " ".join(str(error).split())[:200]
     return UNEXPECTED, (f"unexpected {type(error).__name__} ({text}): this is a bug in smelt, "
                         f"please report it with what --debug prints")
-
-
-_register()
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import VerifyError
+from .errors import UsageError, VerifyError
 from .options import (
     Debug,
     Dims,
@@ -22,6 +22,9 @@ from .options import (
     Threads,
 )
 from .screen import Screen, amount, count, duration, printable
+
+REFERENCES = ("ort", "interpreter", "data")
+"""What `verify` compares with."""
 
 
 def bench(
@@ -78,12 +81,14 @@ def _shape(facts: dict[str, Any]) -> str:
 
 
 def _kernel_table(screen: Screen, kernels: list[dict[str, Any]]) -> None:
+    from .signature import size_text
+
     rows = sorted(kernels, key=lambda k: -(k.get("share") or 0))
     screen.table(("kernel", "share", "time", "FLOP", "GFLOP/s", "bytes", "from"), [
         (k["name"], f"{k['share']:.1%}" if k.get("share") is not None else "",
          duration(k["seconds"]) if k.get("seconds") is not None else "",
-         count(k["flops"]) if isinstance(k["flops"], int) else k["flops"], _rate(k),
-         amount(k["bytes"]) if isinstance(k["bytes"], int) else k["bytes"],
+         count(k["flops"]) if isinstance(k["flops"], int) else size_text(k["flops"]), _rate(k),
+         amount(k["bytes"]) if isinstance(k["bytes"], int) else size_text(k["bytes"]),
          printable(k["origin"], 70)) for k in rows], right=(1, 2, 3, 4, 5))
 
 
@@ -122,9 +127,16 @@ def verify(
 ) -> None:
     """Compare a compiled model with a reference, output by output."""
     from .api import verify as verified
+    from .running import is_artifact
     from .signature import parse_dims, parse_shapes
 
     screen = Screen(json)
+    if against not in (None, *REFERENCES):
+        raise UsageError(f"--against {against!r}: use {', '.join(REFERENCES)}")
+    if against != "data" and is_artifact(model):
+        raise UsageError(f"{str(model)!r} is a compiled model, and {against or 'the reference'} "
+                         f"runs the model it was made from: smelt verify MODEL --artifact "
+                         f"{str(model)!r}")
     with screen.progress() as progress:
         result = verified(model, files or None, target, against=against, artifact=artifact,
                           rtol=rtol, bisect=bisect, shapes=parse_shapes(shape or ()),
@@ -172,14 +184,14 @@ def inspect(
     from .signature import parse_dims, parse_shapes
 
     screen = Screen(json)
+    dims = parse_dims(dim or ())
     if html is not None:
         check_writable(html)
     if html or profile:
         target = target or "cpu"
     with screen.progress() as progress:
-        result = inspected(model, target, shapes=parse_shapes(shape or ()),
-                           dims=parse_dims(dim or ()), profile=profile, passes=passes,
-                           progress=progress)
+        result = inspected(model, target, shapes=parse_shapes(shape or ()), dims=dims,
+                           profile=profile, passes=passes, progress=progress)
     _show_signature(screen, result)
     if "operators" in result:
         _show_operators(screen, result)
@@ -203,9 +215,8 @@ def _show_signature(screen: Screen, facts: dict[str, Any]) -> None:
     rows = [(kind[:-1], s["name"], s["dtype"], shape_text(s["shape"]))
             for kind in ("inputs", "outputs") for s in facts[kind]]
     screen.table(("", "name", "type", "shape"), rows)
-    named = {k: v for k, v in (facts.get("sizes") or {}).items() if k != v and v}
-    if named:
-        screen.say("open sizes: " + ", ".join(f"{k} = {printable(v)}" for k, v in named.items()))
+    if facts["open_sizes"]:
+        screen.say("open sizes: " + ", ".join(map(printable, facts["open_sizes"])))
 
 
 def _show_operators(screen: Screen, facts: dict[str, Any]) -> None:
@@ -224,5 +235,5 @@ def _show_compiled(screen: Screen, report: dict[str, Any]) -> None:
         total = sum(s["bytes"] for s in plan)
         screen.say(f"{len(plan)} temporaries of {amount(total)} share the arena")
     elif missing:
-        screen.say("the arena depends on sizes: give "
+        screen.say("amounts depend on sizes (--json has the whole formulas): give "
                    + " ".join(f"--dim '{printable(n)}=1'" for n in missing))

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import __version__, config
+from . import __version__, config, object_cache
 from .errors import ArtifactError, ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -124,7 +124,10 @@ class Request:
         progress("reading the model", 0, 1)
         graph = self.graph()
         self._check_states(graph)
-        return target.build(graph, self.options(), progress)
+        with object_cache.in_use():
+            built = target.build(graph, self.options(), progress)
+        object_cache.prune()
+        return built
 
     def _check_states(self, graph: Graph) -> None:
         names = list(graph.output_names) or [v.name for v in graph.outputs]
@@ -171,9 +174,16 @@ class Request:
 
 
 def as_onnx(source: Any) -> Any:
-    """`source` as the ONNX frontend takes it: torch programs are exported."""
+    """`source` as the ONNX frontend takes it: torch programs are exported, compiled models refused.
+    """
     if isinstance(source, (str, os.PathLike)):
-        is_torch = Path(source).suffix == ".pt2"
+        from .running import is_artifact
+
+        path = Path(source)
+        if is_artifact(path) and (path.is_file() or (path / "manifest.json").is_file()):
+            raise ModelError(f"{str(path)!r} is a compiled model: give the model that it was made "
+                             f"from")
+        is_torch = path.suffix == ".pt2"
     else:
         is_torch = type(source).__module__.partition(".")[0] == "torch" or hasattr(
             source, "named_parameters")
@@ -320,7 +330,7 @@ def _sources(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(entry.path)
-                elif entry.name.rpartition(".")[2] in ("py", "c", "h", "js", "json", "html"):
+                elif entry.name.rpartition(".")[2] in ("py", "c", "h", "js", "ts", "json", "html"):
                     yield os.path.relpath(entry.path, root), entry.stat()
 
 

@@ -38,26 +38,34 @@ def read_inputs(files: Sequence[str], specs: Sequence[Spec], picture: Picture = 
     """The inputs named by `name=file` or by files that hold several (npz, JSON object).
 
     A file without a name is taken for the only input. In an npz, `in_NAME` stands for NAME too,
-    and arrays that are no inputs are passed over. Raises InputError naming the file.
+    and arrays that are no inputs are passed over. Raises InputError naming the file, also for an
+    input that two files give.
     """
     by_name = {s.name: s for s in specs}
     arrays: dict[str, np.ndarray] = {}
+    givers: dict[str, str] = {}
     for text in files:
         name, path = _split(text, by_name)
         if not path.is_file():
             raise InputError(f"there is no file {str(path)!r}")
         if name is not None:
-            arrays[name] = _read_one(path, by_name[name], picture)
+            found = {name: _read_one(path, by_name[name], picture)}
         elif path.suffix == ".npz":
-            arrays.update(_read_npz(path, by_name))
-        elif path.suffix == ".json" and isinstance(found := _load_json(path), dict):
-            arrays.update(_from_object(path, found, by_name))
+            found = _read_npz(path, by_name)
+        elif path.suffix == ".json" and isinstance(held := _load_json(path), dict):
+            found = _from_object(path, held, by_name)
         elif len(specs) == 1:
-            arrays[specs[0].name] = _read_one(path, specs[0], picture)
+            found = {specs[0].name: _read_one(path, specs[0], picture)}
         else:
             names = ", ".join(repr(s.name) for s in specs)
             raise InputError(f"say which input {path.name!r} is for, as NAME={path.name} (the "
                              f"model takes {names})")
+        for input in found:
+            if input in givers:
+                raise InputError(f"input {input!r} is given twice, by {givers[input]!r} and by "
+                                 f"{path.name!r}")
+            givers[input] = path.name
+        arrays.update(found)
     return arrays
 
 

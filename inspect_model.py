@@ -1,7 +1,8 @@
 """What is inside a model or a compiled model, as plain data: for `smelt inspect` and its page.
 
 `describe_build` makes the report that lies in every artifact. Amounts that depend on open sizes
-are kept as texts of expressions; `at_sizes` puts numbers in.
+are kept as texts of expressions over the compiler's names of sizes; `at_sizes` puts numbers in, and
+the model's own names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .compilation import REPORT
 from .errors import ArtifactError
-from .signature import Size, of_graph, size_value
+from .signature import Size, by_compiler_names, in_model_names, of_graph, size_value
 
 if TYPE_CHECKING:
     from .ir.graph.core import Graph, Node, Value
@@ -214,10 +215,12 @@ def describe_model(graph: Graph, name: str) -> dict[str, Any]:
                 size += int(node.attrs["value"].nbytes)
             else:
                 ops[node.op] += 1
-    return {"name": name, "smelt": __version__, "inputs": [_spec(s) for s in inputs],
-            "outputs": [_spec(s) for s in outputs], "sizes": _size_names(graph),
-            "operators": dict(sorted(ops.items(), key=lambda e: (-e[1], e[0]))),
-            "nodes_total": sum(ops.values()), "parameters": values, "parameter_bytes": size}
+    names = _size_names(graph)
+    return with_model_names({
+        "name": name, "smelt": __version__, "inputs": [_spec(s) for s in inputs],
+        "outputs": [_spec(s) for s in outputs], "sizes": {}, "open_sizes": list(names.values()),
+        "operators": dict(sorted(ops.items(), key=lambda e: (-e[1], e[0]))),
+        "nodes_total": sum(ops.values()), "parameters": values, "parameter_bytes": size}, names)
 
 
 # A compiled model --------------------------------------------------------------------------------
@@ -239,20 +242,21 @@ def read_report(artifact: Path) -> dict[str, Any]:
 
 def at_sizes(report: Mapping[str, Any], dims: Mapping[str, int]) -> dict[str, Any]:
     """The report with numbers for amounts that depend on the sizes in `dims` (by the model's names
-    or the compiler's), and, when all are known, with the arena planned: `arena_plan`."""
+    or the compiler's), with the model's names in the others, and, when all are known, with the
+    arena planned: `arena_plan`."""
     from .passes.plan import best_fit
 
-    known = dict(dims)
-    known.update({here: dims[origin] for here, origin in (report.get("sizes") or {}).items()
-                  if origin in dims})
+    names = report.get("sizes") or {}
+    known = by_compiler_names(dims, names)
 
     def number(size: Size) -> Size:
         value = size_value(size, known)
         return size if value is None else value
 
     result = dict(report)
-    result["sizes"] = {origin: known[here] for here, origin in (report.get("sizes") or {}).items()
-                       if here in known}
+    result["sizes"] = {origin: known[here] for here, origin in names.items() if here in known}
+    for kind in ("inputs", "outputs"):
+        result[kind] = [{**s, "shape": [number(d) for d in s["shape"]]} for s in report[kind]]
     result["kernels"] = [{**k, "flops": number(k["flops"]), "bytes": number(k["bytes"])}
                          for k in report.get("kernels") or []]
     result["nodes"] = [{**n, "flops": number(n["flops"])} if "flops" in n else n
@@ -266,10 +270,35 @@ def at_sizes(report: Mapping[str, Any], dims: Mapping[str, int]) -> dict[str, An
             plan = [{**s, "offset": at} for s, at in zip(plan, offsets)]
             result["arena"] = total
         result["arena_plan"] = [s for s in plan if s["bytes"]]
+    return with_model_names(result, names)
+
+
+_SIZED = {"inputs": ("shape",), "outputs": ("shape",), "kernels": ("flops", "bytes"),
+          "nodes": ("output", "flops"), "storages": ("type", "bytes", "offset"),
+          "arena_plan": ("type",)}
+"""The entries of reports that hold formulas, or types with formulas in them."""
+
+
+def with_model_names(report: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The report with the model's names of open sizes, as --dim takes them, in all formulas;
+    `names` maps the compiler's to them."""
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(v) for v in value]
+        return in_model_names(value, names) if isinstance(value, str) else value
+
+    result = dict(report)
+    for part, keys in _SIZED.items():
+        if part in report:
+            result[part] = [{k: named(v) if k in keys else v for k, v in entry.items()}
+                            for entry in report[part]]
+    if "arena" in report:
+        result["arena"] = named(result["arena"])
     return result
 
 
 def open_sizes(report: Mapping[str, Any], dims: Mapping[str, int]) -> list[str]:
     """The model's names of sizes that `dims` leaves open."""
-    return [origin for here, origin in (report.get("sizes") or {}).items()
-            if here not in dims and origin not in dims]
+    names = report.get("sizes") or {}
+    known = by_compiler_names(dims, names)
+    return [origin for here, origin in names.items() if here not in known]

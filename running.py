@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ import numpy as np
 from .compilation import Request, through_cache
 from .errors import ArtifactError, ModelError
 from .ir import dtype as dt
-from .signature import Spec
+from .signature import Spec, by_compiler_names, check_sizes, names_in
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,9 +38,7 @@ class Runnable:
 
     def dims(self, given: Mapping[str, int]) -> dict[str, int]:
         """Sizes by the names that `inputs` use, from sizes by either name."""
-        known = dict(given)
-        known.update({here: given[there] for here, there in self.sizes.items() if there in given})
-        return known
+        return by_compiler_names(given, self.sizes)
 
 
 def is_artifact(path: Path) -> bool:
@@ -48,16 +48,48 @@ def is_artifact(path: Path) -> bool:
 
 
 def open_artifact_at(path: Path, threads: int | None = None) -> Runnable:
-    """Loads an artifact. Raises ArtifactError."""
+    """Loads an artifact. Raises ArtifactError, which says so when it is for another machine."""
     from .inspect_model import read_report
     from .runtime import load
 
-    module = load(path, threads=threads)
+    try:
+        module = load(path, threads=threads)
+    except ArtifactError:
+        _check_machine(path)
+        raise
     try:
         sizes = read_report(path).get("sizes") or {}
     except ArtifactError:  # made without the command line: sizes keep the compiler's names
         sizes = {}
     return Runnable(path, module, _specs(module.inputs), _specs(module.outputs), sizes)
+
+
+MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
+"""Machines by their numbers in ELF files (e_machine), called as `platform.machine` does."""
+
+
+def _check_machine(path: Path) -> None:
+    """Raises ArtifactError when what is in an artifact does not run on this machine."""
+    from .runtime.artifact import open_artifact
+
+    opened = open_artifact(path)
+    try:
+        target = opened.manifest.get("target", "another target")
+        if "model.wasm" in opened.manifest["files"]:
+            raise ArtifactError(f"{str(path)!r} is WebAssembly ({target}): load it in a browser or "
+                                f"Node.js by its model.mjs, or compile the model for this machine "
+                                f"with --target cpu")
+        head = opened.file("model.so").read_bytes()[:20]
+    finally:
+        opened.close()
+    made_for = None
+    if head[:4] == b"\x7fELF" and len(head) == 20:
+        made_for = MACHINES.get(struct.unpack("<H" if head[5] == 1 else ">H", head[18:])[0])
+    here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if made_for and here in MACHINES.values() and made_for != here:
+        raise ArtifactError(f"{str(path)!r} was compiled for {made_for} ({target}) and cannot be "
+                            f"loaded on this machine, which is {here}: compile the model for it "
+                            f"with --target cpu")
 
 
 def open_runnable(source: Any, request: Request, threads: int | None = None,
@@ -67,7 +99,10 @@ def open_runnable(source: Any, request: Request, threads: int | None = None,
         if not Path(source).exists():
             raise ModelError(f"there is no model or compiled model at {str(source)!r}")
         if is_artifact(Path(source)):
-            return open_artifact_at(Path(source), threads)
+            ready = open_artifact_at(Path(source), threads)
+            own = {n: n for s in ready.inputs for d in s.dims for n in names_in(d)}
+            check_sizes(request.dims or {}, ready.sizes or own)
+            return ready
     result, compiled = through_cache(request,
                                      lambda cached: open_artifact_at(cached, threads),
                                      progress=progress)

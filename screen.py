@@ -6,13 +6,15 @@ error. Text that comes from a model or a file name passes through `printable` fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 NAME_LIMIT = 120
 """Longer names are shortened in what people read; JSON keeps them whole."""
@@ -73,29 +75,51 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def write(text: str, stream: TextIO | None) -> None:
+    """Writes text at once. When the reader of a pipe is gone, the rest goes nowhere and the command
+    goes on: what it makes is complete, and its exit code tells how it ended."""
+    if stream is None:  # closed before the start
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        silence(stream)
+
+
+def silence(stream: TextIO | None) -> None:
+    """Sends what a stream still holds, and all that follows, nowhere."""
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class Screen:
     """Where a command writes. `json` sends tables to standard error and collects `result`."""
 
     def __init__(self, json: bool = False):
-        from rich.console import Console
-
         self.json = json
-        self.people = Console(stderr=json, highlight=False, soft_wrap=True)
-        self.error = Console(stderr=True, highlight=False, soft_wrap=True)
-        if not self.people.is_terminal:
-            self.people.width = PIPE_WIDTH
+
+    @property
+    def people(self) -> TextIO:
+        """Where people read."""
+        return sys.stderr if self.json else sys.stdout
 
     def say(self, text: str) -> None:
         """One line for people, as it is."""
-        self.people.print(text, markup=False)
+        write(text + "\n", self.people)
 
     def note(self, text: str) -> None:
         """One line on standard error: a remark that is no part of the result."""
-        self.error.print(text, markup=False)
+        write(text + "\n", sys.stderr)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "",
               right: Iterable[int] = ()) -> None:
         """A table; `right` numbers the columns that are aligned to the right."""
+        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
@@ -107,27 +131,32 @@ class Screen:
                              overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell, 200)) for cell in row))
-        self.people.print(table, soft_wrap=False)
+        console = Console(file=self.people, highlight=False)
+        if not console.is_terminal:
+            console.width = PIPE_WIDTH
+        with console.capture() as drawn:
+            console.print(table)
+        write(drawn.get(), self.people)
 
     def result(self, value: Mapping[str, Any]) -> None:
         """The command's result: printed as JSON when that was asked for."""
         if self.json:
-            json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+            write(text + "\n", sys.stdout)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[str, int, int], None]]:
         """A callback (what, done, total) that draws a bar on standard error, if that is a
         terminal; the bar is gone afterwards."""
-        if not self.error.is_terminal:
+        if sys.stderr is None or not sys.stderr.isatty():
             yield lambda what, done, total: None
             return
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(),
                        TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(),
-                       console=self.error, transient=True)
+                       console=Console(stderr=True), transient=True)
         with bar:
             task = bar.add_task("starting", total=1)
 

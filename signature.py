@@ -43,12 +43,22 @@ def _of_value(value: Any) -> Spec:
     return Spec(value.name, value.dtype, dims)
 
 
-def shape_text(dims: Iterable[Size], columns: int = 60) -> str:
-    """A shape for people: long expressions are shortened."""
-    texts = [_unwrapped(str(d)) for d in dims]
-    if sum(map(len, texts)) > columns:
-        texts = [t if len(t) <= 12 else "…" for t in texts]
-    return " x ".join(texts) or "scalar"
+FORMULA_LIMIT = 30
+"""Longer formulas are cut in what people read; JSON keeps them whole."""
+
+
+def shape_text(dims: Iterable[Size]) -> str:
+    """A shape for people: long formulas are cut."""
+    return " x ".join(size_text(d) for d in dims) or "scalar"
+
+
+def size_text(size: Size) -> str:
+    """A size or amount for people: a number, a name as it is, or a formula that is cut when long.
+    """
+    text = _unwrapped(str(size))
+    if len(text) <= FORMULA_LIMIT or re.fullmatch(r"[\w.]+", text):
+        return text
+    return text[:FORMULA_LIMIT - 1].rstrip() + "…"
 
 
 def _unwrapped(text: str) -> str:
@@ -122,7 +132,11 @@ def names_in(size: Size) -> list[str]:
     return list(dict.fromkeys(n for n in names if n not in _FUNCTIONS))
 
 
-_FUNCTIONS = {"min": min, "max": max}
+_FUNCTIONS = {
+    "min": min, "max": max, "select": lambda c, a, b: a if c else b,
+    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
+}
 _OPERATIONS = {
     ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
     ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b,
@@ -155,6 +169,37 @@ def _evaluate(node: ast.expr, dims: Mapping[str, int]) -> int:
         if function:
             return function(*(_evaluate(a, dims) for a in node.args))
     raise KeyError(ast.unparse(node))
+
+
+def by_compiler_names(dims: Mapping[str, int], sizes: Mapping[str, str]) -> dict[str, int]:
+    """Numbers by the names that the compiler gave to open sizes, from numbers by either name.
+    `sizes` maps the compiler's names to the model's, which win where they are the same word."""
+    own = set(sizes.values())
+    known = {name: value for name, value in dims.items() if name not in own}
+    known.update({here: dims[there] for here, there in sizes.items() if there in dims})
+    return known
+
+
+def in_model_names(text: str, sizes: Mapping[str, str]) -> str:
+    """A size, formula or type with the model's names of open sizes in place of the compiler's.
+    Names that are more than a word are quoted inside formulas."""
+    if text in sizes:
+        return sizes[text]
+
+    def name(match: re.Match[str]) -> str:
+        own = sizes.get(match[0], match[0])
+        return own if re.fullmatch(r"[\w.]+", own) else repr(own)
+
+    return re.sub(r"[A-Za-z_]\w*", name, text)
+
+
+def check_sizes(dims: Mapping[str, int], sizes: Mapping[str, str]) -> None:
+    """Raises UsageError when `dims` names a size that a compiled model does not have."""
+    for name in dims:
+        if name not in sizes and name not in sizes.values():
+            have = ", ".join(map(repr, sizes.values())) or "none"
+            raise UsageError(f"--dim {name!r}: the compiled model has no open size of that name; "
+                             f"it has {have}")
 
 
 def fill(specs: Sequence[Spec], dims: Mapping[str, int],

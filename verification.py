@@ -107,7 +107,7 @@ def reference_named(name: str | None, request: Request) -> tuple[str, Callable[[
         return name, onnx_runtime(request)
     if name == "interpreter":
         return name, interpreter(request)
-    raise UsageError(f"--against {name!r}: use ort or interpreter")
+    raise UsageError(f"--against {name!r}: use ort, interpreter or data")
 
 
 def interpreter(request: Request) -> Callable[[Arrays], Arrays]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from .. import config
 from ..errors import OutputError
+from ..ir.program import Program
 
 
 def dump(label: str, suffix: str, text: Callable[[], str]) -> None:
@@ -25,3 +27,12 @@ def dump(label: str, suffix: str, text: Callable[[], str]) -> None:
         path.write_text(text())
     except OSError as e:
         raise OutputError(f"Cannot write the dump folder {folder}: {e.strerror}.") from None
+
+
+def dump_kernels(program: Program, variant: str) -> None:
+    """Writes every kernel to NNN-name.variant.kernel, in the order of their first launch."""
+    from ..ir.kernel.text import print_kernel
+
+    if config.dump_dir() is not None:
+        for kernel in program.kernels():
+            dump(f"{kernel.name}.{variant}", "kernel", partial(print_kernel, kernel))

@@ -46,6 +46,10 @@ SHARED_WEIGHTS = 512 * 1024
 level-2 cache."""
 
 
+LONGEST_LINE = 1 << 16
+"""Pixels of a line up to which its tiles at the borders are told apart, one by one."""
+
+
 @dataclass
 class Window:
     """A convolution's geometry, spatial axes outermost first."""
@@ -177,6 +181,7 @@ def _dense(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     tile = choose(width_out if isinstance(width_out, int) else None, features, registers)
     width = tile.vectors * lanes
     cut = window.padded and root.attrs["fill"] == 0 and isinstance(width_out, int) \
+        and width_out <= LONGEST_LINE \
         and isinstance(x.shape[-2], int) and all(isinstance(p, int) and p >= 0 for p in window.low)
     padded = window.padded and not cut
     ops = operands(low, group, "conv", needed(group, root, *([] if padded else [x])))

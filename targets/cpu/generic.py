@@ -16,6 +16,7 @@ from ...codegen.portable import Arenas, Blob, PortablePrinter, bound_sizes
 from ...errors import TargetError, UsageError
 from ...ir.graph.core import Graph
 from ...ir.program import Program
+from ...passes.dump import dump_kernels
 from ...passes.graph.pipeline import Options, optimise
 from ...passes.kernel.simplify import simplify
 from ...passes.plan import plan_by_type
@@ -52,6 +53,7 @@ class GenericTarget:
         program = lower_for(graph, PORTABLE)
         bound_sizes(program)  # raises before memory of unknown size is planned
         _simplify(program)
+        dump_kernels(program, PORTABLE.name)
         memory = plan_by_type(program)
         weights = pack_weights(program, used_storages(program)) if blob else None
         printer = PortablePrinter(

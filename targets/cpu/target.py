@@ -14,6 +14,7 @@ from ...errors import TargetError
 from ...ir.expr import text
 from ...ir.graph.core import Graph
 from ...ir.program import Program
+from ...passes.dump import dump_kernels
 from ...passes.graph.pipeline import Options, optimise
 from ...passes.in_place import share
 from ...passes.kernel.legalise import Capabilities, legalise
@@ -61,6 +62,7 @@ class CpuTarget:
         for variant in self.variants:
             progress(f"generating kernels for {variant.name}", 1, 4)
             programs.append(lower_for(graph, variant))
+            dump_kernels(programs[-1], variant.name)
         lifetimes = [plan(p) for p in programs]
         weights = _shared_weights(programs)
         sources = []

@@ -6,6 +6,7 @@ every target; most are within 1e-6. Integers are exact.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -419,7 +420,9 @@ def test_small_models_under_every_compiler_and_processor(digits, pictures, tmp_p
     if GCC:
         compilers["gcc"] = (("gcc", "-O2"), ())
     for processor, (target, emulator) in CROSS.items():
-        if shutil.which(emulator):
+        found_here = shutil.which(emulator)
+        assert found_here or not os.environ.get("CI"), f"{emulator} is missing"
+        if found_here:
             compilers[processor] = (zig("-target", target, "-Os", "-static"), (emulator,))
     for processor, (command, emulator) in compilers.items():
         found, = run(build, compiled(sources, *command), [inputs], *emulator)

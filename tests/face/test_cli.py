@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import small_models
+from command_line import refused
 
 import smelt as package
 from smelt import cli
-from smelt.errors import SmeltError
+from smelt.errors import ModelError, SmeltError
 
 
 @pytest.fixture
@@ -39,13 +40,14 @@ def test_version_and_help(smelt):
 
 
 def test_the_entry_point_is_quick_to_import():
-    code = "import time; t = time.perf_counter(); import smelt.cli; print(time.perf_counter() - t)"
+    code = ("import time; t = time.perf_counter(); import smelt.cli_commands\n"
+            "print(time.perf_counter() - t)")
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             for _ in range(5)]
     assert min(float(r.stdout) for r in runs) < 0.3
     loaded = subprocess.run(
-        [sys.executable, "-c", "import smelt.cli, sys; print(*sys.modules)"], capture_output=True,
-        text=True, check=True).stdout.split()
+        [sys.executable, "-c", "import smelt.cli_commands, sys; print(*sys.modules)"],
+        capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "onnx", "networkx", "onnxruntime", "torch"} & set(loaded)
 
 
@@ -67,7 +69,7 @@ def test_compile_says_what_it_wrote(smelt, mlp: Path, tmp_path: Path):
     assert facts["weights"] == (tmp_path / "m.smelt" / "weights.bin").stat().st_size
     assert facts["weights"] >= 4 * (12 * 16 + 16 + 16 * 5)
     assert facts["bytes"] == sum(p.stat().st_size for p in (tmp_path / "m.smelt").iterdir())
-    assert facts["inputs"] == [{"name": "x", "dtype": "f32", "shape": ["n", 12]}]
+    assert facts["inputs"] == [{"name": "x", "dtype": "f32", "shape": ["N", 12]}]
     assert facts["kernels"] > 0 and facts["seconds"] > 0
     again = smelt("compile", mlp, "-o", tmp_path / "m.zip")
     assert again.code == 0 and "from the cache" in again.out and "weights" in again.out
@@ -178,6 +180,18 @@ def test_run_on_a_picture(smelt, tmp_path: Path):
     assert result.json["outputs"][0]["shape"] == [1, 4]
 
 
+def test_run_takes_each_input_once(smelt, artifact: Path, inputs: Path, tmp_path: Path):
+    np.savez(tmp_path / "x.npz", x=np.load(inputs))
+    for files in ([inputs, inputs], [inputs, "-i", f"x={inputs}"], [tmp_path / "x.npz", inputs]):
+        refused(smelt("run", artifact, *files), 6, "input 'x' is given twice", "'x.npy'")
+
+
+@pytest.mark.parametrize("name", ["y.txt", "y", "y.npy"])
+def test_run_writes_npz_files_only(smelt, artifact: Path, tmp_path: Path, name: str):
+    refused(smelt("run", artifact, "--random", "-o", tmp_path / name), 2, "must end in .npz")
+    assert not (tmp_path / name).exists()
+
+
 # bench -------------------------------------------------------------------------------------------
 
 
@@ -262,16 +276,33 @@ def test_verify_an_artifact_against_stored_outputs(smelt, mlp: Path, artifact: P
     assert smelt(*arguments, "--rtol", "0.5").code == 0
 
 
+def test_verify_wants_the_model_not_what_came_of_it(smelt, mlp: Path, artifact: Path,
+                                                    tmp_path: Path):
+    refused(smelt("verify", artifact), 2, "is a compiled model", "smelt verify MODEL --artifact")
+    with pytest.raises(ModelError, match="is a compiled model: give the model"):
+        package.verify(artifact)
+    refused(smelt("compile", artifact, "-o", tmp_path / "z.smelt"), 3, "is a compiled model")
+    # Stored outputs need no model.
+    x = np.ones((1, 12), np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=small_models.mlp_reference(onnx.load(mlp), x)
+             .astype(np.float32))
+    assert smelt("verify", artifact, "--data", tmp_path / "d.npz", "--against", "data").code == 0
+
+
+def test_verify_lists_what_it_compares_with(smelt, mlp: Path):
+    refused(smelt("verify", mlp, "--against", "nonsense"), 2, "use ort, interpreter, data")
+
+
 # inspect -----------------------------------------------------------------------------------------
 
 
 def test_inspect_a_model(smelt, mlp: Path):
     facts = smelt("inspect", mlp, "--json").json
     assert facts["parameters"] == 12 * 16 + 16 + 16 * 5
-    assert facts["operators"]["matmul"] == 2 and facts["sizes"] == {"n": "N"}
-    assert "kernels" not in facts
+    assert facts["operators"]["matmul"] == 2 and facts["open_sizes"] == ["N"]
+    assert facts["inputs"][0]["shape"] == ["N", 12] and "kernels" not in facts
     shown = smelt("inspect", mlp).out
-    assert "n x 12" in shown and "matmul 2" in shown and "n = N" in shown
+    assert "N x 12" in shown and "matmul 2" in shown and "open sizes: N" in shown
 
 
 def test_inspect_an_artifact(smelt, artifact: Path):
@@ -282,6 +313,44 @@ def test_inspect_an_artifact(smelt, artifact: Path):
     assert sum(k["flops"] for k in facts["kernels"]) >= 2 * 2 * (12 * 16 + 16 * 5)
     assert facts["arena_plan"] and facts["arena"] > 0 and facts["sizes"] == {"N": 2}
     assert "--dim 'N=1'" in smelt("inspect", artifact).out
+
+
+LONG = "p2o.DynamicDimension."
+
+
+def test_inspect_calls_sizes_as_the_model_does(smelt, tmp_path: Path):
+    """Formulas in the table are cut, those of the JSON whole, and all over the names of --dim."""
+    info, f32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    sizes = [f"{LONG}{k}" for k in range(3)]
+    node = onnx.helper.make_node("Concat", ["a", "b"], ["c"], axis=1)
+    pool = onnx.helper.make_node("MaxPool", ["c"], ["y"], kernel_shape=[3, 3], strides=[2, 2])
+    graph = onnx.helper.make_graph(
+        [node, pool], "m", [info("a", f32, [sizes[0], 3, *sizes[1:]]),
+                            info("b", f32, [sizes[0], 5, *sizes[1:]])],
+        [info("y", f32, [sizes[0], 8, "h", "w"])])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
+    assert smelt("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.smelt").code == 0
+    given = ",".join(f"{name}=9" for name in sizes)
+    for arguments in (["m.onnx", "--target", "cpu"], ["m.smelt"]):
+        command = ["inspect", tmp_path / arguments[0], *arguments[1:]]
+        result = smelt(*command)
+        assert f"f32   {sizes[0]} x 3 x {sizes[1]} x {sizes[2]}" in result.out
+        assert "n2" not in result.out and "…" in result.out
+        rows = result.out.split("kernel ")[1].splitlines()
+        found = smelt(*command, "--json").json
+        assert len(rows) == 1 + len(found["kernels"]) + 2  # no formula takes a second line
+        assert found["open_sizes"] == sizes and found["sizes"] == {}
+        formulas = [k["bytes"] for k in found["kernels"]]
+        assert max(map(len, formulas)) > 60 and not any("…" in f or "n2" in f for f in formulas)
+        known = smelt(*command, "--dim", given, "--json").json
+        assert all(isinstance(k["bytes"], int) for k in known["kernels"])
+        assert known["outputs"][0]["shape"] == [9, 8, 4, 4] and known["open_sizes"] == []
+
+
+def test_sizes_that_a_compiled_model_does_not_have_are_refused(smelt, artifact: Path):
+    for command in (["inspect"], ["run", "--random"], ["bench", "--against", ""]):
+        result = smelt(*command, artifact, "--dim", "Q=1")
+        refused(result, 2, "--dim 'Q'", "it has 'N'")
 
 
 def test_inspect_with_shares_and_a_page(smelt, mlp: Path, tmp_path: Path):

@@ -15,6 +15,7 @@ import small_models
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 import smelt as package
+from smelt import object_cache
 from smelt.compilation import Request, compile_into, compile_to_cache
 from smelt.errors import ModelError, OutputError, TargetError, UsageError
 from smelt.runtime.artifact import open_artifact
@@ -248,6 +249,49 @@ def test_the_cache_stays_below_its_limit(own_cache: Path, mlp: Path, monkeypatch
         os.utime(paths[0], (time.time() - 1000, time.time() - 1000 + n))
         paths.append(compile_to_cache(Request(mlp, dims={"N": n})).path)
     assert not paths[0].exists() and paths[-1].exists()
+
+
+def held_objects(cache: Path, count: int, size: int) -> list[Path]:
+    """Compiled files of `size` bytes each, used one hour after the other, the last one just now."""
+    (cache / "objects").mkdir(parents=True)
+    files = [cache / "objects" / f"{k:064x}.o" for k in range(count)]
+    for k, path in enumerate(files):
+        path.write_bytes(bytes(size))
+        last = time.time() - 3600 * (count - 1 - k)
+        os.utime(path, (last, last - 1e6 if k % 2 else last))  # read later, or written only
+    return files
+
+
+def test_compiled_files_stay_below_their_limit(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SMELT_CACHE", str(tmp_path))
+    monkeypatch.setattr(object_cache, "OBJECTS_LIMIT", 3500)
+    files = held_objects(tmp_path, 6, 1000)
+    for name, age in (("tmpold", 2e5), ("tmpnew", 0)):  # of processes that were killed, or are on
+        (tmp_path / "objects" / name).write_bytes(b"")
+        os.utime(tmp_path / "objects" / name, (time.time() - age,) * 2)
+    object_cache.prune()
+    assert [p.exists() for p in files] == [False] * 3 + [True] * 3
+    assert not (tmp_path / "objects" / "tmpold").exists()
+    assert (tmp_path / "objects" / "tmpnew").exists()
+
+
+def test_no_compiled_file_goes_below_a_build(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SMELT_CACHE", str(tmp_path))
+    monkeypatch.setattr(object_cache, "OBJECTS_LIMIT", 500)
+    (file,) = held_objects(tmp_path, 1, 1000)
+    with object_cache.in_use(), object_cache.in_use():  # of any process
+        object_cache.prune()
+        assert file.exists()
+    object_cache.prune()
+    assert not file.exists()
+
+
+def test_a_compile_keeps_the_compiled_files_in_check(tmp_path: Path, mlp: Path, monkeypatch):
+    monkeypatch.setenv("SMELT_CACHE", str(tmp_path))
+    monkeypatch.setattr(object_cache, "OBJECTS_LIMIT", 0)
+    model = package.compile(mlp, cache=False, optimize=0)
+    assert model(batch(8, 1)).shape == (1, 5)
+    assert list((tmp_path / "objects").glob("*.o")) == []
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, mlp: Path, monkeypatch):

@@ -96,7 +96,7 @@ def checked(text: str) -> Checker:
 def test_the_page_is_whole_and_by_itself(report):
     checker = checked(page(at_sizes(report, {"N": 4})))
     text = " ".join(checker.texts)
-    assert "mlp.onnx" in text and "f32[n, 12]" in text
+    assert "mlp.onnx" in text and "f32[N, 12]" in text
     assert checker.count["svg"] == 2 and checker.count["table"] == 2
 
 

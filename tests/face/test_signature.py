@@ -7,13 +7,16 @@ from smelt.errors import UsageError
 from smelt.ir import dtype as dt
 from smelt.signature import (
     Spec,
+    by_compiler_names,
     fill,
+    in_model_names,
     names_in,
     parse_dims,
     parse_shapes,
     parse_states,
     random_inputs,
     shape_text,
+    size_text,
     size_value,
 )
 
@@ -39,7 +42,8 @@ def test_bad_dims_are_refused(text: str):
 
 @pytest.mark.parametrize(("size", "value"), [
     (7, 7), ("N", 3), ("((N - 1) // 2) + 1", 2), ("max(N, 5) * 2", 10), ("min(-N, 4)", -3),
-    ("dim.0", 9), ("M", None), ("N + M", None), ("__import__('os')", None), ("N // (N - 3)", None)])
+    ("dim.0", 9), ("M", None), ("N + M", None), ("__import__('os')", None), ("N // (N - 3)", None),
+    ("select(eq(N, 3), 8, 9)", 8), ("select(lt(N, 3), 8, max(N, 4))", 4)])
 def test_sizes_are_worked_out(size, value):
     assert size_value(size, {"N": 3, "dim.0": 9}) == value
 
@@ -47,6 +51,16 @@ def test_sizes_are_worked_out(size, value):
 def test_names_in_a_size():
     assert names_in("max(N, M + 1)") == ["N", "M"]
     assert names_in("dim.0") == ["dim.0"] and names_in("a b") == ["a b"] and names_in(4) == []
+
+
+def test_the_models_names_of_sizes():
+    sizes = {"n": "n2", "n2": "a.b", "n3": "past + 1"}
+    assert in_model_names("n3", sizes) == "past + 1"
+    assert in_model_names("max((n2 * n), n20)", sizes) == "max((a.b * n2), n20)"
+    assert in_model_names("f32[n, n3]", sizes) == "f32[n2, 'past + 1']"
+    assert by_compiler_names({"n2": 5, "a.b": 6}, sizes) == {"n": 5, "n2": 6}
+    assert by_compiler_names({"n2": 5}, sizes) == {"n": 5}
+    assert by_compiler_names({"n": 1, "k": 2}, sizes) == {"n": 1, "k": 2}
 
 
 def test_a_batch_is_one_and_other_sizes_must_be_given():
@@ -69,4 +83,6 @@ def test_random_inputs_have_their_type_and_depend_on_the_seed(dtype):
 def test_shapes_for_people():
     assert shape_text([1, "N", 3]) == "1 x N x 3" and shape_text([]) == "scalar"
     assert shape_text(["(a + b)", "(a) + (b)"]) == "a + b x (a) + (b)"
-    assert shape_text([2, "(" * 40 + "n" + ")" * 40]) == "2 x …"
+    long = "(n + 1) * (n + 2) * (n + 3) * (n + 4)"
+    assert shape_text([2, long]) == f"2 x {long[:29].rstrip()}…" and len(size_text(long)) <= 30
+    assert shape_text(["a.very.long.name.of.a.size.of.the.model"] * 2).count("…") == 0

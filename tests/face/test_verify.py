@@ -89,7 +89,7 @@ def test_references(mlp: Path):
         called, reference = reference_named(name, Request(mlp))
         assert called == name
         np.testing.assert_allclose(reference(x)["y"], expected, atol=1e-5)
-    with pytest.raises(UsageError, match="use ort or interpreter"):
+    with pytest.raises(UsageError, match="use ort, interpreter or data"):
         reference_named("torch", Request(mlp))
 
 

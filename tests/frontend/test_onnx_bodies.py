@@ -10,17 +10,22 @@ from smelt.ir.graph.definition import lookup
 
 def definitions_differ(case: Case) -> bool:
     """Whether some operator of the case has both a body and a reference."""
-    graph = load_model(case.model)
+    try:
+        graph = load_model(case.model)
+    except Exception:  # for the test to report
+        return True
     found = [lookup(op) for op in {n.op for g in graph.walk_graphs() for n in g.nodes}]
     return any(d.reference is not None and (d.body is not None or d.bodies) for d in found)
 
 
+TWICE_DEFINED = [name for name, case in ALL.items()
+                 if reason(name) is None and definitions_differ(case)]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [name for name in ALL if reason(name) is None])
+@pytest.mark.parametrize("name", TWICE_DEFINED)
 def test_bodies_agree_with_the_suite(name: str):
     case = ALL[name]
-    if not definitions_differ(case):
-        pytest.skip("no operator has two definitions")
     for found, wanted in interpreted(case, bodies=True):
         for mine, theirs in zip(found, wanted, strict=True):
             compare(mine, theirs, case.source.rtol, case.source.atol)

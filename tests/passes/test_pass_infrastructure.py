@@ -9,10 +9,15 @@ from smelt.errors import ModelError, SmeltError, UsageError
 from smelt.ir import dtype as dt
 from smelt.ir.graph.core import Graph, TensorType
 from smelt.ir.graph.text import parse_graph
+from smelt.ir.kernel.text import parse_kernel, print_kernel
 from smelt.passes.graph.base import Pass, Pipeline, known_passes, parse_pass
 from smelt.passes.graph.fuse import Fuse
 from smelt.passes.graph.pipeline import Options, default_pipeline, optimise
 from smelt.passes.graph.rewrite import rewrite, rule
+from smelt.targets.base import BuildOptions, find_target
+from smelt.targets.cpu import generic as portable
+from smelt.targets.cpu import target as cpu
+from smelt.targets.cpu.toolchain import Compiler
 
 TEXT = """(%x: f32[4]) {
     %a: f32[4] = neg(%x)
@@ -67,6 +72,39 @@ def test_dumps_are_numbered_and_parse(tmp_path, monkeypatch):
     assert [n.op for n in parse_graph(text).nodes] == ["relu"]
     Pipeline.parse("canonicalise").run(graph_of(TEXT))
     assert (tmp_path / "dump" / "001-canonicalise.ir").exists()
+
+
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3+x86-64-v2", "cpu:aarch64", "cpu:wasm32",
+                                    "cpu:generic"])
+def test_kernels_are_dumped_after_the_passes(target, tmp_path, monkeypatch):
+    """As the code generator takes them, for every variant; the C compiler is not needed."""
+    monkeypatch.setenv("SMELT_DUMP", str(tmp_path))
+    for module in (cpu, portable):
+        monkeypatch.setattr(module, "find_compiler", lambda *_: Compiler(("cc",), "gcc", ""))
+    monkeypatch.setattr(cpu, "compile_library", lambda *_: ({}, 0))
+    monkeypatch.setattr(portable, "_compiler", lambda: None)
+    graph = graph_of("""(%x: f32[4, 8]) {
+        %a: f32[4, 8] = neg(%x)
+        %b: f32[4, 8] = neg(%a)
+        %c: f32[4, 8] = exp(%b)
+        %d: f32[8, 4] = transpose(%c) {perm = (1, 0)}
+        %e: f32[4, 4] = matmul(%c, %d)
+        return %e as "y"
+    }""")
+    built = find_target(target).build(graph, BuildOptions(passes="canonicalise"))
+    names = [p.name for p in sorted(tmp_path.iterdir())]
+    passes = [n for n in names if n.endswith(".ir")]
+    assert passes == ["000-canonicalise.ir"] == names[:1]
+    variants = {"cpu": ["native"], "cpu:x86-64-v3+x86-64-v2": ["x86-64-v3", "x86-64-v2"]}.get(
+        target, [target[4:]])
+    kernels = [k.name for k in built.program.kernels()]
+    assert len(kernels) >= 2
+    assert names[1:] == [f"{i + 1:03d}-{kernel}.{variant}.kernel" for i, (variant, kernel) in
+                         enumerate((v, k) for v in variants for k in kernels)]
+    first = [(tmp_path / n).read_text() for n in names if n.endswith(f".{variants[0]}.kernel")]
+    assert first == [print_kernel(k) for k in built.program.kernels()]
+    for text in first:
+        assert print_kernel(parse_kernel(text)) == text
 
 
 @dataclass(frozen=True)
