@@ -73,5 +73,5 @@ def _require(c: Site, content: np.ndarray, extents: Sequence[Dim], negative: boo
     for at in np.ndindex(*content.shape):
         extent = extents[0] if len(extents) == 1 else extents[at[-1]]
         e = content[at]
-        known = getattr(e, "value", None)
-        _require_span(c, *([e, e] if known is None else [known, known]), extent, negative)
+        index = getattr(e, "value", e)
+        _require_span(c, index, index, extent, negative)

@@ -54,7 +54,9 @@ class Site:
         return value
 
     def attr(self, name: str, default: Any = None) -> Any:
-        return self.attrs.get(name, default)
+        """An attribute; a default that is a float is one of ONNX, which are of 32 bits."""
+        value = self.attrs.get(name, default)
+        return float(np.float32(value)) if isinstance(value, float) else value
 
     def add(self, op: str, inputs: Sequence[Value | None] = (), attrs: dict | None = None,
             **more: Any) -> Value:

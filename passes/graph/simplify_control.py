@@ -32,7 +32,9 @@ def known_check(node: Node, graph: Graph) -> Replacement:
         return None
     if wrong:
         raise ModelError(node.attrs["message"])
-    return [node.inputs[0]]
+    source = node.inputs[0]
+    assert source is not None
+    return [source]
 
 
 RULES = [known_branch, known_check]
