@@ -38,8 +38,17 @@ RESERVED = frozenset([
     "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef",
     "union", "unsigned", "void", "volatile", "while", "pool", "begin", "end", "c", "p", "frame",
     "asm", "main", "log", "exp", "sin", "cos", "tan", "pow", "erf", "y0", "y1", "yn", "j0", "j1",
-    "jn", "div", "abs", "ceil", "floor", "round", "trunc", "fma", "dims", "index",
+    "jn", "div", "abs", "ceil", "floor", "round", "trunc", "fma", "dims", "index", "args",
+    "scratch", "worker",
 ])
+
+
+STACK_BYTES = 32 * 1024
+"""Bytes up to which a local buffer is an automatic array; larger ones lie in the thread's scratch
+memory, because stacks may be small."""
+
+SCRATCH_STRIDE = "SMELT_SCRATCH_BYTES"
+"""The macro for the scratch memory of one thread, defined in front of the kernels."""
 
 
 @dataclass
@@ -97,6 +106,8 @@ class Names:
 class KernelPrinter:
     """Prints one legalised kernel as a C function (and its parallel tasks)."""
 
+    stack_bytes: float = STACK_BYTES
+
     def __init__(self, kernel: Kernel, isa: VectorIsa, needs: Needs, *, threads: bool = True,
                  symbol: str | None = None):
         self.kernel = kernel
@@ -114,6 +125,13 @@ class KernelPrinter:
         self.shared = {kernel.params[k] for k in (*reused, -1)} if reused else set()
         self.stored = {s.buffer for s in statements(kernel.body) if isinstance(s, Store)}
         self._temporaries = 0
+        self.scratch: dict[Buffer, int] = {}
+        self.scratch_bytes = 0
+        for s in statements(kernel.body):
+            if isinstance(s, Alloc) and s.buffer.space == "local" \
+                    and _bytes(s.buffer) > self.stack_bytes:
+                self.scratch[s.buffer] = self.scratch_bytes
+                self.scratch_bytes += -(-_bytes(s.buffer) // 64) * 64
 
     # Text -------------------------------------------------------------------------------------
 
@@ -134,6 +152,8 @@ class KernelPrinter:
     def prototype(self) -> str:
         """The function's parameter list."""
         parts = ["smelt_pool *pool"] if self.threads else []
+        if self.scratch:
+            parts.append("unsigned char *scratch")
         for buffer in self.kernel.params:
             const = "" if buffer in self.stored else "const "
             restrict = "" if buffer in self.shared else "restrict "
@@ -186,15 +206,18 @@ class KernelPrinter:
         used = _names_used(loop, self)
         fields = [(t, n) for t, n in fields if n in used]
         shared = {self.buffer_name(x) for x in self.shared}
+        private = any(isinstance(s, Alloc) and s.buffer in self.scratch for s in statements(loop))
+        if private:
+            fields.append(("unsigned char *", "scratch"))
         struct = f"struct {name}"
         members = " ".join(f"{t}{n};" for t, n in fields) or "int none;"
         outer, self.lines, depth, self.depth = self.lines, [], self.depth, 1
         self.line(f"const {struct} *c = args;")
         for t, n in fields:
             restrict = "restrict " if t.endswith("*") and n not in shared else ""
-            self.line(f"{t}{restrict}{n} = c->{n};")
-        if not fields:
-            self.line("(void)c;")
+            offset = f" + worker * (int64_t){SCRATCH_STRIDE}" if n == "scratch" else ""
+            self.line(f"{t}{restrict}{n} = c->{n}{offset};")
+        self.line("(void)c, (void)worker;")
         i = self.var_name(loop.var)
         self.line(f"for (int64_t {i} = begin; {i} < end; ++{i}) {{")
         self.block(loop.body)
@@ -202,7 +225,8 @@ class KernelPrinter:
         body, self.lines, self.depth = self.lines, outer, depth
         self.tasks.append("\n".join([
             f"{struct} {{ {members} }};",
-            f"static void {name}(void *args, int64_t begin, int64_t end) {{", *body, "}"]))
+            f"static void {name}(void *args, int64_t begin, int64_t end, int32_t worker) {{",
+            *body, "}"]))
         self.line("{")
         self.depth += 1
         count = self.expr.statement_value(wrap(loop.extent))
@@ -281,14 +305,19 @@ class KernelPrinter:
         if buffer.shape and any(isinstance(d, Expr) for d in buffer.shape):
             raise ValueError(f"{buffer.name}: automatic storage needs a constant size")
         count = math.prod(int(d) for d in buffer.shape)
-        if not buffer.shape:
+        if buffer in self.scratch:
+            at = self.scratch[buffer]
+            self.line(f"{kind} *const restrict {name} = ({kind} *)(scratch + {at});")
+        elif not buffer.shape:
             self.line(f"{kind} {name};")
         elif buffer.space == "register":
             # One named local per element: arrays of vectors would live in memory.
             names = ", ".join(f"{name}_{i}" for i in range(count))
             self.line(f"{kind} {names};")
         else:
-            self.line(f"{kind} {name}[{max(count, 1)}];")
+            # Vectors that lie across two lines of a cache take twice as long.
+            aligned = "_Alignas(64) " if self.isa.lanes > 1 and _bytes(buffer) >= 64 else ""
+            self.line(f"{aligned}{kind} {name}[{max(count, 1)}];")
 
     def _store(self, s: Store) -> None:
         buffer = s.buffer
@@ -312,6 +341,11 @@ class KernelPrinter:
             return
         self.expr.store_vector(s.value, buffer, where, value,
                                None if count is None else self.expr.value(count))
+
+
+def _bytes(buffer: Buffer) -> int:
+    sizes = [int(d) for d in buffer.shape if not isinstance(d, Expr)]
+    return math.prod(sizes) * buffer.lanes * buffer.dtype.itemsize
 
 
 def _names_used(loop: For, printer: KernelPrinter) -> set[str]:

@@ -24,7 +24,7 @@ from ..ir.program import (
     Step,
     Storage,
 )
-from .c import KernelPrinter, Needs
+from .c import SCRATCH_STRIDE, KernelPrinter, Needs
 from .c_expr import ExpressionPrinter
 from .c_types import storage_type
 from .c_vector import VectorIsa
@@ -152,6 +152,8 @@ class HostPrinter:
         self.lifetimes = lifetimes
         self.symbols_of: dict[str, str] = {}
         self.function: dict[Kernel, str] = {}
+        self.scratched: set[Kernel] = set()
+        self.scratch_bytes = 0
         self.needs = Needs()
         self.lines: list[str] = []
         self.depth = 1
@@ -205,6 +207,8 @@ class HostPrinter:
             run, self._table(),
         ]
         head = '#include "program.h"\n#include <stdio.h>\n' + self.needs.prelude(self.isa)
+        if self.scratch_bytes:
+            head += f"#define {SCRATCH_STRIDE} {self.scratch_bytes}\n"
         clock = [self._clock(len(kernels))] if self.timed else []
         return "\n".join([head, *clock, *kernels, *parts])
 
@@ -221,8 +225,12 @@ static double clock_now(void) {{
 
     def _kernel(self, kernel: Kernel) -> str:
         """The kernel's text; nothing when an equal one is there already, which then serves both."""
-        anonymous = KernelPrinter(kernel, self.isa, self.needs, threads=self.threads,
-                                  symbol=_ANONYMOUS).text()
+        printer = KernelPrinter(kernel, self.isa, self.needs, threads=self.threads,
+                                symbol=_ANONYMOUS)
+        anonymous = printer.text()
+        if printer.scratch:
+            self.scratched.add(kernel)
+            self.scratch_bytes = max(self.scratch_bytes, printer.scratch_bytes)
         name = self.symbols_of.setdefault(anonymous, kernel.name)
         self.function[kernel] = name
         return anonymous.replace(_ANONYMOUS, name) if name == kernel.name else ""
@@ -432,6 +440,8 @@ static double clock_now(void) {{
             if s.role == "dynamic" and s.name.startswith("scratch"):
                 self.acquire(s)
         args = ["pool"] if self.threads else []
+        if kernel in self.scratched:
+            args.append("frame->scratch")
         for s, buffer in zip(step.args, kernel.params, strict=True):
             args.append(f"({storage_type(buffer.dtype)} *){self.pointer(s)}")
         args += [self.size(e) for e in step.sizes]
@@ -508,6 +518,7 @@ const smelt_program {self.symbol} = {{
     .plan = plan,
     .output_shapes = output_shapes,
     .run = run,
+    .scratch_bytes = {self.scratch_bytes},
 }};
 """
 

@@ -89,6 +89,7 @@ class PortableKernelPrinter(KernelPrinter):
     """Prints one legalised kernel, without vectors and threads, as a static C function."""
 
     expr: PortableExpressions
+    stack_bytes = float("inf")
 
     def __init__(self, kernel: Kernel, needs: Needs, symbol: str | None = None):
         super().__init__(kernel, SCALAR, needs, threads=False, symbol=symbol)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ArtifactError, InputError, SmeltError
 
-PROGRAM_ABI = 1
+PROGRAM_ABI = 2
 
 OK, BAD_ARGUMENT, OUT_OF_MEMORY, BAD_ARTIFACT, UNSUPPORTED_CPU, DATA_ERROR = range(6)
 CPU_X86_64_V2, CPU_X86_64_V3, CPU_X86_64_V4, CPU_AVX_VNNI, CPU_AVX512_VNNI = 1, 2, 4, 8, 16

@@ -98,7 +98,7 @@ struct smelt_session {
     int64_t *dims, *candidate; /* candidate: what bind() says of the inputs at hand */
     int64_t *offsets;
     int64_t arena_bytes;
-    smelt_block arena;
+    smelt_block arena, scratch;
 
     smelt_tensor *inputs;
     const void **input_data;

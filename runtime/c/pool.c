@@ -40,7 +40,7 @@ void smelt_parallel(smelt_pool *pool, int64_t count, int64_t grain, smelt_task f
 {
     (void)pool, (void)grain;
     if (count > 0)
-        fn(args, 0, count);
+        fn(args, 0, count, 0);
 }
 
 #else
@@ -113,7 +113,7 @@ struct smelt_pool {
     _Alignas(64) atomic_uint state;
     /* Counts jobs; workers wait for it to change. */
     _Alignas(64) atomic_uint calls;
-    atomic_int sleepers, stop;
+    atomic_int sleepers, stop, started;
     atomic_int in_run;
 #ifndef __linux__
     pthread_mutex_t mutex;
@@ -233,7 +233,7 @@ static void wait_for_call(smelt_pool *pool, unsigned seen)
 
 /* ---- jobs ------------------------------------------------------------------------------------ */
 
-static void run_chunks(smelt_pool *pool)
+static void run_chunks(smelt_pool *pool, int32_t worker)
 {
     const job *job = &pool->job;
     int64_t base = job->count / job->chunks, extra = job->count % job->chunks;
@@ -242,11 +242,11 @@ static void run_chunks(smelt_pool *pool)
         if (chunk >= job->chunks)
             return;
         int64_t begin = chunk * base + (chunk < extra ? chunk : extra);
-        job->fn(job->args, begin, begin + base + (chunk < extra));
+        job->fn(job->args, begin, begin + base + (chunk < extra), worker);
     }
 }
 
-static void join_job(smelt_pool *pool)
+static void join_job(smelt_pool *pool, int32_t worker)
 {
     unsigned state = atomic_load_explicit(&pool->state, memory_order_relaxed);
     while (state & OPEN) {
@@ -254,7 +254,7 @@ static void join_job(smelt_pool *pool)
                                                    memory_order_acquire, memory_order_relaxed))
             continue;
         set_float_mode(pool->job.mode);
-        run_chunks(pool);
+        run_chunks(pool, worker);
         atomic_fetch_sub_explicit(&pool->state, 1, memory_order_release);
         return;
     }
@@ -263,6 +263,7 @@ static void join_job(smelt_pool *pool)
 static void *work(void *argument)
 {
     smelt_pool *pool = argument;
+    const int32_t worker = 1 + atomic_fetch_add(&pool->started, 1);
     unsigned seen = 0;
     while (!atomic_load_explicit(&pool->stop, memory_order_acquire)) {
         unsigned calls = atomic_load_explicit(&pool->calls, memory_order_acquire);
@@ -271,7 +272,7 @@ static void *work(void *argument)
             continue;
         }
         seen = calls;
-        join_job(pool);
+        join_job(pool, worker);
     }
     return NULL;
 }
@@ -288,7 +289,7 @@ void smelt_parallel(smelt_pool *pool, int64_t count, int64_t grain, smelt_task f
         return;
     int64_t chunks = pool ? count / (grain > 0 ? grain : 1) : 1;
     if (chunks <= 1 || pool->running) {
-        fn(args, 0, count);
+        fn(args, 0, count, 0);
         return;
     }
     int64_t most = (int64_t)(pool->workers + 1) * CHUNKS_PER_THREAD;
@@ -299,7 +300,7 @@ void smelt_parallel(smelt_pool *pool, int64_t count, int64_t grain, smelt_task f
     atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
     atomic_store_explicit(&pool->state, OPEN, memory_order_release);
     announce(pool, chunks - 1 < FAN_OUT ? (int)chunks - 1 : FAN_OUT);
-    run_chunks(pool);
+    run_chunks(pool, 0);
     atomic_fetch_and_explicit(&pool->state, ~OPEN, memory_order_relaxed);
     for (int spins = 0; atomic_load_explicit(&pool->state, memory_order_acquire); spins++) {
         if (spins < SPINS_BEFORE_YIELD)
@@ -352,6 +353,7 @@ smelt_pool *smelt_pool_open(int32_t threads)
     atomic_init(&pool->calls, 0);
     atomic_init(&pool->sleepers, 0);
     atomic_init(&pool->stop, 0);
+    atomic_init(&pool->started, 0);
     atomic_init(&pool->in_run, 0);
     pool->generation = atomic_load(&generation);
     /* Spinning takes the CPU from a thread that has work when there are more threads than CPUs. */

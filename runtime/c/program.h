@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define SMELT_PROGRAM_ABI 1
+#define SMELT_PROGRAM_ABI 2
 
 enum {
     SMELT_OK = 0,
@@ -35,8 +35,9 @@ typedef struct smelt_pool smelt_pool;
 typedef struct smelt_frame smelt_frame;
 
 /* Runs fn over [0, count) in chunks of at least `grain`; returns when all are done. Chunks go to the
- * pool's threads; with a NULL pool the caller runs fn(args, 0, count). */
-typedef void (*smelt_task)(void *args, int64_t begin, int64_t end);
+ * pool's threads; with a NULL pool the caller runs fn(args, 0, count, 0). `worker` numbers the
+ * threads of the pool from 0 (the caller): no two chunks run at a time with the same number. */
+typedef void (*smelt_task)(void *args, int64_t begin, int64_t end, int32_t worker);
 void smelt_parallel(smelt_pool *pool, int64_t count, int64_t grain, smelt_task fn, void *args);
 
 /* Features of this CPU, any of the bits below; 0 where there is nothing to tell apart. */
@@ -53,6 +54,7 @@ enum {
 struct smelt_frame {
     const unsigned char *weights;
     unsigned char *arena;
+    unsigned char *scratch;      /* scratch_bytes for each worker, 64-byte aligned */
     const int64_t *offsets;      /* byte offsets of temporaries, from plan() */
     int64_t *dims;
     const void *const *inputs;
@@ -95,6 +97,7 @@ typedef struct smelt_program {
      * a run they read as -1 and the entry is -1. */
     void (*output_shapes)(const int64_t *dims, int64_t *shapes);
     int (*run)(smelt_frame *frame);
+    int64_t scratch_bytes;       /* working memory of one thread, a multiple of 64 */
 } smelt_program;
 
 /* The variants of the linked-in model, best first, then NULL: defined by the generated host file.

@@ -28,6 +28,9 @@ int smelt_set_threads(smelt_session *session, int32_t threads)
     int stale = session->pool && smelt_pool_is_stale(session->pool);
     if (threads == session->threads && !stale)
         return SMELT_OK;
+    int64_t bytes = session->program->scratch_bytes;
+    if (bytes && smelt_block_grow(&session->scratch, bytes * threads))
+        return smelt_fail(SMELT_OUT_OF_MEMORY, "No memory for %d threads.", (int)threads);
     smelt_pool *pool = threads > 1 ? smelt_pool_open(threads) : NULL;
     if (threads > 1 && !pool)
         return smelt_fail(SMELT_OUT_OF_MEMORY,
@@ -97,7 +100,6 @@ int smelt_session_open(smelt_model *model, int32_t threads, smelt_session **sess
     smelt_model_retain(model);
     s->model = model;
     s->program = model->program;
-    s->threads = 1;
     atomic_flag_clear(&s->running);
     int code = allocate(s) ? smelt_fail(SMELT_OUT_OF_MEMORY, "No memory for a session.")
                            : smelt_set_threads(s, threads);
@@ -123,6 +125,7 @@ void smelt_session_close(smelt_session *s)
     for (int32_t i = 0; i < s->link_count; i++)
         smelt_link_free(&s->links[i]);
     smelt_block_free(&s->arena);
+    smelt_block_free(&s->scratch);
     free_blocks(s->input_copies, s->program->inputs);
     free_blocks(s->output_blocks, s->program->outputs);
     free_blocks(s->slots, s->program->dynamic_slots);
@@ -420,6 +423,7 @@ static int execute(smelt_session *s)
     smelt_frame frame = {
         .weights = s->model->weights,
         .arena = s->arena.data,
+        .scratch = s->scratch.data,
         .offsets = s->offsets,
         .dims = s->dims,
         .inputs = s->input_data,

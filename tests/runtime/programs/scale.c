@@ -12,9 +12,10 @@ typedef struct {
     float *y, *sums;
 } task_args;
 
-static void scale(void *raw, int64_t begin, int64_t end)
+static void scale(void *raw, int64_t begin, int64_t end, int32_t worker)
 {
     task_args *t = raw;
+    (void)worker;
     for (int64_t row = begin; row < end; row++) {
         t->sums[row] = 0;
         for (int64_t column = 0; column < COLUMNS; column++) {
@@ -93,7 +94,7 @@ static const char *const names[] = {"N", "M"};
 
 #define VARIANT(isa, supported) \
     {SMELT_PROGRAM_ABI, "scale", isa, supported, 2, 2, inputs, outputs, 1, 2, names, 2, 1, 64, \
-     bind, plan, output_shapes, run}
+     bind, plan, output_shapes, run, 0}
 
 static const smelt_program special = VARIANT("x86-64-v9", never);
 static const smelt_program other = VARIANT("armv99", never);
