@@ -49,12 +49,14 @@ PARALLEL_WORK = 16384
 class Machine:
     """What schedules need to know: `lanes` is the number of 32-bit lanes of a vector register (1:
     no vectors), `vector_registers` how many there are, `dot4` whether it has four-way u8 x i8 dot
-    products, `halves` whether half a register is as quick (divisions are quicker)."""
+    products, `halves` whether half a register is as quick (divisions are quicker), `exact` that no
+    algorithm may round more than the definition of an operator does."""
 
     lanes: int = 16
     vector_registers: int = 32
     dot4: bool = False
     halves: bool = False
+    exact: bool = False
 
 
 def linear_in(e: Expr, variable: Var) -> tuple[Expr, Expr] | None:

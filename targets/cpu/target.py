@@ -25,12 +25,13 @@ from ...passes.plan import Lifetime, plan
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
 from ...passes.schedule.rows import ROW_RULES
+from ...passes.schedule.winograd import winograd_rule
 from ...runtime import abi
 from ..base import Build, BuildOptions, Progress, Target, silent
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (matmul_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (matmul_rule, winograd_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 
@@ -61,7 +62,7 @@ class CpuTarget:
         programs = []
         for variant in self.variants:
             progress(f"generating kernels for {variant.name}", 1, 4)
-            programs.append(lower_for(graph, variant))
+            programs.append(lower_for(graph, variant, options.exact))
             dump_kernels(programs[-1], variant.name)
         lifetimes = [plan(p) for p in programs]
         weights = _shared_weights(programs)
@@ -81,16 +82,17 @@ class CpuTarget:
         return Build(manifest, files, programs[0], graph, reports)
 
 
-def machine_of(variant: Variant) -> Machine:
+def machine_of(variant: Variant, exact: bool = False) -> Machine:
     """What schedules need to know of a variant."""
     vector = variant.vector
     halves = ("fma", "f32", vector.lanes // 2) in vector.spelling
-    return Machine(vector.lanes, vector.registers, vector.dot4, halves)
+    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact)
 
 
-def lower_for(graph: Graph, variant: Variant) -> Program:
-    """The legalised program of an optimised graph for one variant."""
-    program = lower(graph, RULES, machine_of(variant))
+def lower_for(graph: Graph, variant: Variant, exact: bool = False) -> Program:
+    """The legalised program of an optimised graph for one variant; `exact` forbids algorithms that
+    round more than the operators' definitions."""
+    program = lower(graph, RULES, machine_of(variant, exact))
     vector = variant.vector
     scale = frozenset(n for name, _, n in vector.spelling if name == "scale")
     capabilities = Capabilities(fma=vector.fma, scale=scale)
