@@ -21,6 +21,7 @@ from ..ir.kernel.nodes import (
     Kernel,
     Let,
     Load,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -264,6 +265,10 @@ class KernelPrinter:
             self._alloc(s.buffer)
         elif isinstance(s, Store):
             self._store(s)
+        elif isinstance(s, Prefetch):
+            if self.isa.lanes > 1:
+                offset = self.expr.statement_value(s.buffer.offset(s.index))
+                self.line(f"__builtin_prefetch({self.buffer_name(s.buffer)} + {offset}, 0, 2);")
         else:
             raise TypeError(f"C has no spelling for {type(s).__name__}")
 
@@ -363,8 +368,9 @@ def _names_used(loop: For, printer: KernelPrinter) -> set[str]:
                 elif isinstance(x, Load):
                     used.add(printer.buffer_name(x.buffer))
                     buffers.add(x.buffer)
-        if isinstance(s, Store):
+        if isinstance(s, (Store, Prefetch)):
             buffers.add(s.buffer)
+            used.add(printer.buffer_name(s.buffer))
     for buffer in buffers:
         for x in walk(*(wrap(d) for d in buffer.element_strides())):
             if isinstance(x, Var):

@@ -15,10 +15,11 @@ from .nodes import (
     Kernel,
     Let,
     Load,
+    Prefetch,
     Stmt,
     Store,
     While,
 )
 
 __all__ = ["Alloc", "Barrier", "Block", "Buffer", "Call", "Do", "For", "If", "Kernel", "Let",
-           "Load", "Stmt", "Store", "While"]
+           "Load", "Prefetch", "Stmt", "Store", "While"]

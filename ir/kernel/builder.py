@@ -27,6 +27,7 @@ from .nodes import (
     If,
     Kernel,
     Let,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -155,6 +156,11 @@ class Builder:
 
     def barrier(self, scope: str = "shared") -> None:
         self.emit(Barrier(scope))
+
+    def prefetch(self, buffer: Buffer, index) -> None:
+        """A hint that buffer[index] is read soon; the index may lie outside."""
+        index = index if isinstance(index, tuple) else (index,)
+        self.emit(Prefetch(buffer, tuple(wrap(i) for i in index)))
 
     def do(self, call: Call) -> None:
         self.emit(Do(call))

@@ -9,6 +9,7 @@
             | Let(var, value)                  names a value for the rest of the block
             | Alloc(buffer)                    storage for the rest of the block, contents undefined
             | Store(buffer, index, value, count)
+            | Prefetch(buffer, index)        a hint: these elements are read soon, if they exist
             | Barrier(scope)
             | Do(call)                         an intrinsic called for its effect
     expr   := ir.expr, Load(buffer, index, lanes, count), Call(intrinsic, args)
@@ -212,6 +213,14 @@ class Store(Stmt):
 
 
 @dataclass(frozen=True, eq=False)
+class Prefetch(Stmt):
+    """Means nothing: tells a processor with caches what will be read. The index may lie outside."""
+
+    buffer: Buffer
+    index: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Barrier(Stmt):
     scope: str = "shared"
 
@@ -271,6 +280,8 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
         return (s.value,)
     if isinstance(s, Store):
         return (*s.index, s.value) if s.count is None else (*s.index, s.value, s.count)
+    if isinstance(s, Prefetch):
+        return s.index
     if isinstance(s, Do):
         return (s.call,)
     if isinstance(s, Alloc):

@@ -50,6 +50,7 @@ from .nodes import (
     If,
     Kernel,
     Let,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -129,6 +130,8 @@ def _print_block(block: Block, depth: int, lines: list[str]) -> None:
             if s.count is not None:
                 index += f", count={print_expr(s.count)}"
             lines.append(f"{pad}{s.buffer.name}[{index}] = {print_expr(s.value)}")
+        elif isinstance(s, Prefetch):
+            lines.append(f"{pad}prefetch {s.buffer.name}[{', '.join(map(print_expr, s.index))}]")
         elif isinstance(s, Barrier):
             lines.append(f"{pad}barrier {s.scope}")
         elif isinstance(s, Do):
@@ -315,6 +318,14 @@ class _Parser:
             return If(condition, then, self.braces() if r.accept("else") else Block())
         if r.accept("barrier"):
             return Barrier(r.name())
+        if r.accept("prefetch"):
+            buffer = self.buffer(r.name())
+            r.expect("[")
+            index = [r.expr()]
+            while r.accept(","):
+                index.append(r.expr())
+            r.expect("]")
+            return Prefetch(buffer, tuple(index))
         if r.accept("do"):
             effect = r.expr()
             if not isinstance(effect, Call):

@@ -15,6 +15,7 @@ from .nodes import (
     If,
     Kernel,
     Let,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -84,6 +85,8 @@ class Translator(ValueWriter):
             self.repeat(s)
         elif isinstance(s, Do):
             self.value(s.call)
+        elif isinstance(s, Prefetch):
+            self.line("pass")
         elif isinstance(s, Barrier):
             if self.region is not None:
                 self.line(f"{self.region[1]} = epoch()")

@@ -26,6 +26,7 @@ from .nodes import (
     Kernel,
     Let,
     Load,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -161,6 +162,9 @@ class _Verifier:
                 if f.kind.startswith("block") and any(
                         self.depends(c, f, scope) for c in scope.conditions):
                     self.fail(f"not every thread of {f.var.name} reaches a barrier")
+        elif isinstance(s, Prefetch):
+            if s.buffer not in scope.buffers or len(s.index) != s.buffer.rank:
+                self.fail(f"prefetch of {s.buffer.name}, which is not in scope or of another rank")
         elif not isinstance(s, Do):
             self.fail(f"unknown statement {type(s).__name__}")
 

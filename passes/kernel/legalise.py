@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ...ir import dtype as dt
 from ...ir.expr import Cast, Const, Expr, Op, broadcast, cast, const, op, rebuild, walk
 from ...ir.kernel.intrinsics import SCALE
-from ...ir.kernel.nodes import Block, Call, For, If, Kernel, Let, Stmt, Store, While
+from ...ir.kernel.nodes import Block, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, While
 from .elementary import EXPANSIONS, scale_by_factors
 
 SOFT_FLOATS = (dt.f16, dt.bf16, dt.f8e4m3fn, dt.f8e4m3fnuz, dt.f8e5m2, dt.f8e5m2fnuz, dt.f8e8m0,
@@ -139,4 +139,6 @@ def _map(s: Stmt, rewrite) -> Stmt:
         value = rewrite(s.value)
         return Store(s.buffer, tuple(rewrite(i) for i in s.index), broadcast(value, s.value.lanes),
                      None if s.count is None else rewrite(s.count))
+    if isinstance(s, Prefetch):
+        return Prefetch(s.buffer, tuple(rewrite(i) for i in s.index))
     return s

@@ -12,6 +12,7 @@ from ...ir.kernel.nodes import (
     If,
     Kernel,
     Let,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -58,6 +59,8 @@ class _Simplifier:
         if isinstance(s, Store):
             return [Store(s.buffer, tuple(self.value(i) for i in s.index), self.value(s.value),
                           None if s.count is None else self.value(s.count))]
+        if isinstance(s, Prefetch):
+            return [Prefetch(s.buffer, tuple(self.value(i) for i in s.index))]
         return [s]
 
     def _loop(self, s: For) -> list[Stmt]:

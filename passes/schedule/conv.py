@@ -26,7 +26,7 @@ from ...ir.program import Storage
 from ..lower.generic import Group, materialise
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
-from .dot import Dot, choose_dot
+from .dot import Dot, ahead_of, choose_dot
 from .gemm import (
     TASK_FLOPS,
     RowBlock,
@@ -251,7 +251,7 @@ def _dense_loops(b: Builder, epilogue: Epilogue, dot: Dot, window: Window, tile:
                     first = b.let("first", block.start + q * block.height)
                     _conv_tile(b, epilogue, dot, Tile(block.height, tile.vectors), lanes, window,
                                image, packed, spatial, c, depth, image_n, outer, first,
-                               panel, features, taps_of)
+                               panel, features, taps_of, ahead_of(array))
 
         if share:
             with b.loop("p", panels) as panel:
@@ -263,7 +263,7 @@ def _dense_loops(b: Builder, epilogue: Epilogue, dot: Dot, window: Window, tile:
 def _conv_tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int, window: Window,
                image: Buffer, packed: Buffer, spatial: list[Expr], c: Expr, depth: Expr,
                n: Expr, outer: list[Expr], first: Expr, panel: Expr, features: int,
-               rows_of: list[list[int]] | None) -> None:
+               rows_of: list[list[int]] | None, ahead: int) -> None:
     """One tile. `rows_of`, for a tile at a border, lists for each tap of the line the rows whose
     pixel is inside."""
     width = tile.vectors * lanes
@@ -305,7 +305,7 @@ def _conv_tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int,
         if merged:
             weight = b.let("wk", base_w + number * dot.steps(run) * width)
             dot.accumulate(b, acc, tile, lanes, run, lambda r: (image, line + r * step * c),
-                           packed, weight)
+                           packed, weight, ahead=ahead)
             return
         with b.loop("k", window.size[-1]) as kw:
             one_tap(line, number, kw, None)
@@ -318,7 +318,7 @@ def _conv_tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int,
             weight = b.let("wk", base_w + (number * window.size[-1] + kw) * dot.steps(c) * width)
         tap = b.let("tap", line + kw * window.dilations[-1] * c)
         dot.accumulate(b, acc, tile, lanes, c, lambda r: (image, tap + r * step * c),
-                       packed, weight, rows)
+                       packed, weight, rows, ahead)
 
     taps([], extents)
     store_tile(b, epilogue, tile, lanes, acc, panel, wrap(features), width,

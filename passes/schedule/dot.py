@@ -67,14 +67,17 @@ class Dot:
 
     def accumulate(self, b: Builder, acc: Buffer, tile: Tile, lanes: int, run: Any,
                    left: Callable[[int], tuple[Buffer, Expr]], packed: Buffer,
-                   weight: Expr, rows: Sequence[int] | None = None) -> None:
+                   weight: Expr, rows: Sequence[int] | None = None, ahead: int = 0) -> None:
         """acc += a run: `left(r)` is row r's buffer and first position; `weight` the position of
-        the run's first step in `packed`. Only `rows` take part when given."""
+        the run's first step in `packed`. Only `rows` take part when given. Weights are asked for
+        `ahead` elements before they are used."""
         rows = range(tile.rows) if rows is None else rows
         width = tile.vectors * lanes
         whole = wrap(run) // self.group
 
         def step(k: Expr, count: Any) -> None:
+            for v in range(tile.vectors if ahead else 0):
+                b.prefetch(packed, weight + k * width + v * lanes + ahead)
             columns = [b.let("w", load(packed, (weight + k * width + v * lanes,), lanes))
                        for v in range(tile.vectors)]
             for r in rows:
@@ -90,6 +93,19 @@ class Dot:
         if rest is not const(0):
             with b.when(op("gt", rest, 0)):
                 step(whole, rest)
+
+
+STREAMED_BYTES = 512 * 1024
+"""Packed weights from which on they come from beyond a level-2 cache."""
+
+AHEAD_BYTES = 8192
+"""How far ahead streamed weights are asked for: two pages, which the processor's own prefetching
+does not cross."""
+
+
+def ahead_of(packed: np.ndarray) -> int:
+    """Elements ahead of their use at which to ask for packed weights; 0 where they are near."""
+    return AHEAD_BYTES // packed.itemsize if packed.nbytes >= STREAMED_BYTES else 0
 
 
 F32 = Dot(1, dt.f32, dt.f32)

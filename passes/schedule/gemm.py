@@ -18,7 +18,7 @@ from ...ir.program import Storage
 from ..lower.generic import Group, materialise
 from ..lower.loops import LoopWriter, write_elements
 from ..lower.lowering import Lowering
-from .dot import Dot, choose_dot
+from .dot import Dot, ahead_of, choose_dot
 from .microkernel import Epilogue, accumulators
 from .tiles import Registers, Tile, choose, split_rows
 
@@ -189,7 +189,8 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     ops.args.append(packed)
     shape = Shape(rows=height if flat else rows, inner=inner, columns=columns)
     batch = () if flat else out.shape[:-2]
-    _write(ops, epilogue, dot, shape, batch, left, right, out, tile, lanes, panel_buffer)
+    _write(ops, epilogue, dot, shape, batch, left, right, out, tile, lanes, panel_buffer,
+           0 if constant is None else ahead_of(array))
     flops = wrap(out.type.numel) * wrap(inner) * 2
     finish(low, node, ops, flops)
     return True
@@ -227,7 +228,7 @@ def _flattens(group: Group, root: Node) -> bool:
 
 
 def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, left: Value,
-           right: Value, out: Value, tile: Tile, lanes: int, packed: Buffer) -> None:
+           right: Value, out: Value, tile: Tile, lanes: int, packed: Buffer, ahead: int) -> None:
     b, x = ops.b, ops.buffers[left]
     width = tile.vectors * lanes
     inner, columns = wrap(shape.inner), wrap(shape.columns)
@@ -266,7 +267,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
 
         def rows_of(start: Expr, height: int) -> None:
             _tile(b, epilogue, dot, Tile(height, tile.vectors), lanes, x, packed, a_base, b_base,
-                  start, inner, panel, columns, width, lead, between)
+                  start, inner, panel, columns, width, lead, between, ahead)
 
         def main() -> None:
             first = blocks[0]
@@ -333,10 +334,11 @@ def row_blocks(rows: Any, limit: int) -> list[RowBlock]:
 
 def _tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int, x: Buffer,
           packed: Buffer, a_base: Expr, b_base: Expr, start: Expr, inner: Expr, panel: Expr,
-          columns: Expr, width: int, lead, between) -> None:
+          columns: Expr, width: int, lead, between, ahead: int) -> None:
     acc = accumulators(b, tile, lanes, dot.accumulator)
     origin = b.let("ao", a_base + start * inner)
-    dot.accumulate(b, acc, tile, lanes, inner, lambda r: (x, origin + r * inner), packed, b_base)
+    dot.accumulate(b, acc, tile, lanes, inner, lambda r: (x, origin + r * inner), packed, b_base,
+                   ahead=ahead)
     store_tile(b, epilogue, tile, lanes, acc, panel, columns, width,
                lambda r, column: (*lead, start + r, *between, column))
 

@@ -31,7 +31,7 @@ from ...ir.kernel.nodes import Buffer, load
 from ..lower.generic import Group
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
-from .dot import F32
+from .dot import F32, ahead_of
 from .gemm import add_operand, finish, needed, operands, outer_value, row_blocks
 from .microkernel import Epilogue, accumulators
 from .tiles import Registers, Tile, choose, split_rows, step_cycles
@@ -427,7 +427,7 @@ class _Kernel:
                     origin = b.let("ao", base + first * self.pitch)
                     F32.accumulate(b, acc, tile, lanes, self.channels,
                                    lambda r, o=origin: (points, o + r * self.pitch),
-                                   self.packed, weight)
+                                   self.packed, weight, ahead=ahead_of(self.array))
                     for r in range(tile.rows):
                         for v in range(tile.vectors):
                             at = ((first + r) * n + component) * self.columns + v * lanes

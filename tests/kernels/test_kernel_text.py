@@ -10,8 +10,9 @@ from smelt.ir.expr import broadcast, cast, const, equal, evaluate, op, ramp, sel
 from smelt.ir.kernel.builder import Builder
 from smelt.ir.kernel.interpreter import run_kernel
 from smelt.ir.kernel.intrinsics import horizontal, shuffle
-from smelt.ir.kernel.nodes import Block, Buffer, Do, For, Kernel, Let, Store, load
+from smelt.ir.kernel.nodes import Block, Buffer, Do, For, Kernel, Let, Prefetch, Store, load
 from smelt.ir.kernel.text import parse_kernel, print_kernel
+from smelt.ir.kernel.verifier import verify
 
 N, M = size("n"), size("m")
 
@@ -124,6 +125,22 @@ def test_procedural_kernels_read_back_and_run_alike(op_name: str, shapes, attrs)
         results.append(spare[len(scratches):])
     for a, c in zip(*results, strict=True):
         np.testing.assert_array_equal(a, c)
+
+
+def test_a_prefetch_is_printed_means_nothing_and_may_lie_outside():
+    b = Builder("k")
+    x, y = b.param("x", dt.f32, (N,)), b.param("y", dt.f32, (N,))
+    with b.loop("i", N) as i:
+        b.prefetch(x, i + 4096)
+        b.store(y, i, x[i])
+    kernel = b.kernel(1)
+    assert "prefetch x1[(i3 + 4096)]" in print_kernel(kernel)
+    verify(kernel)
+    again, given, found = round_trip(kernel), np.arange(5, dtype=np.float32), np.zeros(5, "f4")
+    run_kernel(again, [given, found], {"n": 5})
+    np.testing.assert_array_equal(found, given)
+    with pytest.raises(ModelError, match="prefetch of x9"):
+        verify(Kernel("k", (y,), (N,), Block(Prefetch(Buffer("x9", dt.f32, (4,)), (const(0),)))))
 
 
 @pytest.mark.parametrize("text, message", [
