@@ -25,6 +25,15 @@ from .tiles import Tile
 
 
 @dataclass(frozen=True)
+class Fetch:
+    """Weights to ask for meanwhile: from position `start` on, `pace` elements for every step.
+    (Asking for one line again costs less than a loop that does not.)"""
+
+    start: Expr
+    pace: int
+
+
+@dataclass(frozen=True)
 class Dot:
     """One kind of inner step. `packed` is the element type of packed weights."""
 
@@ -67,10 +76,11 @@ class Dot:
 
     def accumulate(self, b: Builder, acc: Buffer, tile: Tile, lanes: int, run: Any,
                    left: Callable[[int], tuple[Buffer, Expr]], packed: Buffer,
-                   weight: Expr, rows: Sequence[int] | None = None, ahead: int = 0) -> None:
+                   weight: Expr, rows: Sequence[int] | None = None, ahead: int = 0,
+                   fetch: Fetch | None = None) -> None:
         """acc += a run: `left(r)` is row r's buffer and first position; `weight` the position of
         the run's first step in `packed`. Only `rows` take part when given. Weights are asked for
-        `ahead` elements before they are used."""
+        `ahead` elements before they are used; `fetch` asks for others."""
         rows = range(tile.rows) if rows is None else rows
         width = tile.vectors * lanes
         whole = wrap(run) // self.group
@@ -88,6 +98,8 @@ class Dot:
 
         if whole is not const(0):
             with b.loop("k", whole) as k:
+                if fetch is not None:
+                    b.prefetch(packed, fetch.start + k * fetch.pace)
                 step(k, None)
         rest = wrap(run) - whole * self.group
         if rest is not const(0):

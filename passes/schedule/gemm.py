@@ -18,7 +18,8 @@ from ...ir.program import Storage
 from ..lower.generic import Group, materialise
 from ..lower.loops import LoopWriter, write_elements
 from ..lower.lowering import Lowering
-from .dot import Dot, ahead_of, choose_dot
+from .deep_gemm import is_deep, write_deep
+from .dot import F32, Dot, Fetch, ahead_of, choose_dot
 from .microkernel import Epilogue, accumulators
 from .tiles import Registers, Tile, choose, split_rows
 
@@ -248,6 +249,17 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         c = flat_index(broadcast_index(index, right.shape[:-2], batch), right.shape[:-2])
         return a * wrap(shape.rows) * inner, c * panels * dot.steps(inner) * width
 
+    if not batch and dot is F32 and is_deep(
+            shape.rows, shape.inner, shape.columns, tile, lanes):
+        lead, between = _places(out)
+
+        def store(part: Tile, acc: Buffer, panel: Expr, row: Expr) -> None:
+            store_tile(b, epilogue, part, lanes, acc, panel, columns, width,
+                       lambda r, column: (*lead, row + r, *between, column))
+
+        write_deep(b, store, tile, lanes, x, packed, shape.rows, shape.inner, shape.columns)
+        return
+    pace = _fetch_pace(blocks[0].count, chunk, width) if ahead and blocks else 0
     total = wrap(count) * panels * (tasks_per_panel + (single if len(blocks) > 1 else 0))
     per_panel = tasks_per_panel + (1 if len(blocks) > 1 else 0)
     with b.loop("t", total, "parallel") as t:
@@ -257,23 +269,21 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         panel, m, step = b.let("p", panel), b.let("m", m), b.let("s", step)
         a_base, b_base = place(m)
         a_base, b_base = b.let("ab", a_base), b.let("bb", b_base + panel * dot.steps(inner) * width)
-        lead = unflatten(m, batch) if batch else ()
-        between: tuple[Expr, ...] = ()
-        if not batch and out.rank > 2:
-            # The rows of all batches count along the last axis that is more than one long.
-            axis = max((a for a in range(out.rank - 1) if not same(out.shape[a], 1)), default=0)
-            lead = (const(0),) * axis
-            between = (const(0),) * (out.rank - 2 - axis)
+        lead, between = (unflatten(m, batch), ()) if batch else _places(out)
 
-        def rows_of(start: Expr, height: int) -> None:
+        def rows_of(start: Expr, height: int, fetch: Fetch | None = None) -> None:
             _tile(b, epilogue, dot, Tile(height, tile.vectors), lanes, x, packed, a_base, b_base,
-                  start, inner, panel, columns, width, lead, between, ahead)
+                  start, inner, panel, columns, width, lead, between, 0 if fetch else ahead, fetch)
 
         def main() -> None:
             first = blocks[0]
             low = step * chunk
             with b.loop("r", op("min", wrap(chunk), wrap(first.count) - low)) as r:
-                rows_of(b.let("row", first.start + (low + r) * first.height), first.height)
+                fetch = None
+                if pace:
+                    following = b_base + dot.steps(inner) * (width + r * pace)
+                    fetch = Fetch(b.let("next", following), pace)
+                rows_of(b.let("row", first.start + (low + r) * first.height), first.height, fetch)
 
         def rest() -> None:
             for block in blocks[1:]:
@@ -290,6 +300,21 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
                 rest()
         else:
             main()
+
+
+def _places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
+    """The indices before and behind the row when the rows of all batches count as one: along the
+    last axis that is more than one long."""
+    axis = max((a for a in range(out.rank - 1) if not same(out.shape[a], 1)), default=0)
+    return (const(0),) * axis, (const(0),) * (out.rank - 2 - axis)
+
+
+def _fetch_pace(tiles: Any, chunk: int, width: int) -> int:
+    """How many elements of the next panel to ask for in every step of a task, so that it arrives
+    evenly while this one is multiplied; 0 where a task has too few tiles for that."""
+    if not isinstance(tiles, int) or min(tiles, chunk) < 3:
+        return 0
+    return -(-width // min(tiles, chunk))
 
 
 def _chunk(shape: Shape, tile: Tile, width: int, itemsize: int, tiles: Any) -> int:
@@ -334,11 +359,11 @@ def row_blocks(rows: Any, limit: int) -> list[RowBlock]:
 
 def _tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int, x: Buffer,
           packed: Buffer, a_base: Expr, b_base: Expr, start: Expr, inner: Expr, panel: Expr,
-          columns: Expr, width: int, lead, between, ahead: int) -> None:
+          columns: Expr, width: int, lead, between, ahead: int, fetch: Fetch | None) -> None:
     acc = accumulators(b, tile, lanes, dot.accumulator)
     origin = b.let("ao", a_base + start * inner)
     dot.accumulate(b, acc, tile, lanes, inner, lambda r: (x, origin + r * inner), packed, b_base,
-                   ahead=ahead)
+                   ahead=ahead, fetch=fetch)
     store_tile(b, epilogue, tile, lanes, acc, panel, columns, width,
                lambda r, column: (*lead, start + r, *between, column))
 

@@ -7,10 +7,12 @@ Integer products are exact.
 
 import numpy as np
 import pytest
+from bits import assert_same_bits
 from cpu.native_graphs import VARIANTS, Cases, check, interpreted
 
 from smelt.ir import dtype as dt
 from smelt.ir.graph.core import Value
+from smelt.passes.schedule import deep_gemm
 from smelt.passes.schedule.tiles import Registers, candidates, choose, split_rows
 
 SHAPES = [(1, 1, 1), (1, 7, 33), (2, 0, 3), (0, 4, 5), (3, 5, 17), (13, 16, 16), (14, 31, 32),
@@ -65,6 +67,27 @@ def test_matmul_of_symbolic_sizes(make, rng):
     c = Cases(int(rng.integers(1 << 31)), symbolic=True)
     make(c, False)
     check(c, "cpu", 0, 1e-4)
+
+
+@pytest.mark.parametrize("target", VARIANTS[:3])
+@pytest.mark.parametrize("rows_bytes", [deep_gemm.ROWS_BYTES, 60_000])
+def test_deep_products(target, rows_bytes, rng, monkeypatch):
+    """Blocks of the reduction: several, a ragged last one, ragged panels, rows in one chunk and in
+    several; epilogues run once. And the sums are those of an unbroken reduction."""
+    monkeypatch.setattr(deep_gemm, "ROWS_BYTES", rows_bytes)
+    monkeypatch.setattr(deep_gemm, "PANEL_BYTES", 10_000)
+    c = Cases(int(rng.integers(1 << 31)))
+    for m, k, n in ((42, 331, 7), (100, 400, 65), (43, 1000, 160), (151, 160, 33)):
+        w = c.graph.constant((c.rng.standard_normal((k, n)) / np.sqrt(k)).astype(np.float32))
+        y = c.graph.add("add", [c.graph.add("matmul", [c.input(1, m, k), w]), c.input(n)])
+        c.output(c.graph.add("relu", [y]))
+    c.output(c.graph.add("matmul", [c.input(60, 257), c.input(257, 40)]))
+    check_close(c, target, ["matmul"])
+    _, run = c.compiled(target)
+    broken = run(1)
+    monkeypatch.setattr(deep_gemm, "PANEL_BYTES", 1 << 30)
+    _, run = c.compiled(target)
+    assert_same_bits(broken, run(1))
 
 
 def conv(c: Cases, n, channels, features, spatial, window, stride=1, dilation=1, pad=0, groups=1,
