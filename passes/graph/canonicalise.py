@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from ...ir.graph.core import Graph
 from ...ir.graph.definition import registry
-from . import simplify_arithmetic, simplify_control, simplify_movement, simplify_precision
+from . import (
+    simplify_arithmetic,
+    simplify_control,
+    simplify_movement,
+    simplify_pooling,
+    simplify_precision,
+)
 from .base import Pass, register
 from .rewrite import Rule, rewrite
 
@@ -38,4 +44,5 @@ def all_rules() -> list[Rule]:
         Rule(elementwise, simplify_movement.elementwise_before_reshape),
         *simplify_precision.RULES,
         *simplify_control.RULES,
+        *simplify_pooling.RULES,
     ]
