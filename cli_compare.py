@@ -18,6 +18,7 @@ from .options import (
     Optimize,
     Seed,
     Shapes,
+    Sort,
     Target,
     Threads,
 )
@@ -43,17 +44,28 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Of measuring, for each "
                                            "engine.")] = 2.0,
     optimize: Optimize = 2,
-    profile: Annotated[bool, typer.Option("--profile", help="Time every kernel as well.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Time every kernel as well, next to "
+                                          "what this machine can do.")] = False,
+    sort: Sort = "time",
+    trace: Annotated[Path | None, typer.Option(
+        "--trace", metavar="FILE", help="Write the profile as a trace for chrome://tracing or "
+        "Perfetto.")] = None,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Time a model, next to other engines: each in its own process, in turns, medians."""
     from .api import bench as measured
+    from .compilation import check_writable
     from .measure import NAMES, parse_against
     from .signature import parse_dims, parse_shapes
 
     screen = Screen(json)
+    _check_sort(sort)
+    if trace is not None:
+        if not profile:
+            raise UsageError("--trace writes what --profile measures: add --profile")
+        check_writable(trace)
     others = None if against is None else parse_against(against)
     with screen.progress() as progress:
         result = measured(model, input, target, against=others, model=source,
@@ -72,7 +84,17 @@ def bench(
     for engine, why in result["failures"].items():
         screen.note(f"{NAMES[engine]} was not timed: {printable(why, 300)}")
     if "kernels" in result:
-        _kernel_table(screen, result["kernels"])
+        from .roofline import roofline
+
+        result["limits"] = roofline(threads).as_dict()
+        _kernel_table(screen, result["kernels"], sort)
+        _show_limits(screen, result["limits"])
+    if trace is not None:
+        from .chrome_trace import write_trace
+
+        write_trace(trace, result["kernels"], model.name)
+        screen.say(f"wrote {printable(trace, 400)}")
+        result["trace"] = str(trace)
     screen.result(result)
 
 
@@ -80,16 +102,43 @@ def _shape(facts: dict[str, Any]) -> str:
     return "x".join(map(str, facts["shape"])) or "scalar"
 
 
-def _kernel_table(screen: Screen, kernels: list[dict[str, Any]]) -> None:
+def _check_sort(by: str) -> None:
+    from .roofline import SORTS
+
+    if by not in SORTS:
+        raise UsageError(f"--sort {by!r}: use {', '.join(SORTS)}")
+
+
+def _kernel_table(screen: Screen, kernels: list[dict[str, Any]], by: str) -> None:
+    from .roofline import in_order
     from .signature import size_text
 
-    rows = sorted(kernels, key=lambda k: -(k.get("share") or 0))
-    screen.table(("kernel", "share", "time", "FLOP", "GFLOP/s", "bytes", "from"), [
-        (k["name"], f"{k['share']:.1%}" if k.get("share") is not None else "",
-         duration(k["seconds"]) if k.get("seconds") is not None else "",
-         count(k["flops"]) if isinstance(k["flops"], int) else size_text(k["flops"]), _rate(k),
+    timed = any("seconds" in k for k in kernels)
+    heads = ("kernel", *(("share", "time", "limit", "of limit", "lost") if timed else ()), "FLOP",
+             *(("GFLOP/s",) if timed else ()), "bytes", "from")
+    screen.table(heads, [
+        (k["name"], *(_times(k) if timed else ()),
+         count(k["flops"]) if isinstance(k["flops"], int) else size_text(k["flops"]),
+         *((_rate(k),) if timed else ()),
          amount(k["bytes"]) if isinstance(k["bytes"], int) else size_text(k["bytes"]),
-         printable(k["origin"], 70)) for k in rows], right=(1, 2, 3, 4, 5))
+         printable(k["origin"], 70)) for k in in_order(kernels, by)],
+        right=range(1, len(heads) - 1))
+
+
+def _times(kernel: dict[str, Any]) -> tuple[str, ...]:
+    """Share, time, limit, of limit, lost."""
+    near = kernel.get("of_limit")
+    return (f"{kernel['share']:.1%}", duration(kernel["seconds"]),
+            duration(kernel["limit"]) if "limit" in kernel else "",
+            "" if near is None else f"{near:.0%}",
+            duration(kernel["lost"]) if "lost" in kernel else "")
+
+
+def _show_limits(screen: Screen, limits: dict[str, Any]) -> None:
+    """What the limits of kernels are from."""
+    screen.say(f"limits: {limits['flops'] / 1e9:.0f} GFLOP/s in f32; " + ", ".join(
+        f"{rate / 1e9:.0f} GB/s over {amount(size)}" for size, rate in limits["bandwidths"])
+        + "; measured once for this processor")
 
 
 def _rate(kernel: dict[str, Any]) -> str:
@@ -171,8 +220,9 @@ def inspect(
         "with --html or --profile.")] = None,
     shape: Shapes = None,
     dim: Dims = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Run the model and show each "
-                                          "kernel's share of the time.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Run the model and show each kernel's "
+                                          "share of the time, and its limit here.")] = False,
+    sort: Sort = "time",
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own.")] = None,
     json: Json = False,
@@ -184,6 +234,7 @@ def inspect(
     from .signature import parse_dims, parse_shapes
 
     screen = Screen(json)
+    _check_sort(sort)
     dims = parse_dims(dim or ())
     if html is not None:
         check_writable(html)
@@ -196,7 +247,7 @@ def inspect(
     if "operators" in result:
         _show_operators(screen, result)
     if "kernels" in result:
-        _show_compiled(screen, result)
+        _show_compiled(screen, result, sort)
     if html is not None:
         from . import data
         from .report_html import page
@@ -225,8 +276,10 @@ def _show_operators(screen: Screen, facts: dict[str, Any]) -> None:
     screen.say("  " + ", ".join(f"{op} {n}" for op, n in facts["operators"].items()))
 
 
-def _show_compiled(screen: Screen, report: dict[str, Any]) -> None:
-    _kernel_table(screen, report["kernels"])
+def _show_compiled(screen: Screen, report: dict[str, Any], by: str) -> None:
+    _kernel_table(screen, report["kernels"], by)
+    if "limits" in report:
+        _show_limits(screen, report["limits"])
     facts = [f"{key} {amount(report[key])}" for key in ("weights", "code", "arena", "flash", "ram")
              if isinstance(report.get(key), int)]
     screen.say(f"{len(report['kernels'])} kernels, {report['steps']} steps; " + ", ".join(facts))

@@ -1,7 +1,8 @@
 """One engine in a process of its own, driven by `measure` through lines of JSON.
 
 The first line says what to run; each `{"round": seconds}` after it times runs for about that long.
-Standard output carries answers only: what libraries print goes to standard error.
+Standard output carries answers only: what libraries print goes to standard error. Other programs
+serve engines of their own the same way: `serve`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,29 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Run = Callable[[], Mapping[str, np.ndarray]]
+Settings = Mapping[str, Any]
 
 
-def smelt_engine(settings: Mapping[str, Any], inputs: dict[str, np.ndarray]) -> tuple[str, Run]:
+@dataclass(frozen=True)
+class Engine:
+    """`load` gives a version and what runs the model once, on inputs by name; its time is the load
+    time, after the modules that it `needs` are imported. What compiles first does so in `compile`,
+    which returns settings to add. Outputs that are no mapping are not looked at."""
+
+    load: Callable[[Settings, dict[str, np.ndarray]], tuple[str, Callable[[], Any]]]
+    needs: tuple[str, ...] = ()
+    compile: Callable[[Settings, dict[str, np.ndarray]], Settings] | None = None
+
+
+def smelt_engine(settings: Settings, inputs: dict[str, np.ndarray]) -> tuple[str, Run]:
     from . import __version__
     from .runtime import abi, load
 
@@ -36,7 +51,7 @@ def smelt_engine(settings: Mapping[str, Any], inputs: dict[str, np.ndarray]) -> 
     return f"{__version__} ({module.isa})", run
 
 
-def ort_engine(settings: Mapping[str, Any], inputs: dict[str, np.ndarray]) -> tuple[str, Run]:
+def ort_engine(settings: Settings, inputs: dict[str, np.ndarray]) -> tuple[str, Run]:
     import onnxruntime
 
     from .verification import onnx_runtime_session
@@ -48,19 +63,21 @@ def ort_engine(settings: Mapping[str, Any], inputs: dict[str, np.ndarray]) -> tu
     return onnxruntime.__version__, lambda: dict(zip(names, session.run(None, given)))
 
 
-def openvino_engine(settings: Mapping[str, Any], inputs: dict[str, np.ndarray],
-                    ) -> tuple[str, Run]:
+def openvino_engine(settings: Settings, inputs: dict[str, np.ndarray],
+                    precision: str = "f32") -> tuple[str, Run]:
+    """OpenVINO, which would choose bf16 by itself: quicker and less exact than everyone else."""
     import openvino
 
     core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise RuntimeError("this processor has no bf16 arithmetic")
     model = core.read_model(settings["path"])
     by_name = {name: port for port in model.inputs for name in port.get_names()}
     model.reshape({by_name[n].get_any_name(): list(a.shape) for n, a in inputs.items()
                    if n in by_name})
-    # bf16 would be quicker and less exact than everyone else.
     compiled = core.compile_model(model, "CPU", {
         "INFERENCE_NUM_THREADS": settings["threads"], "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1})
+        "INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1})
     request = compiled.create_infer_request()
     for name, array in inputs.items():
         if name in by_name:
@@ -75,9 +92,7 @@ def openvino_engine(settings: Mapping[str, Any], inputs: dict[str, np.ndarray],
     return openvino.__version__.split("-")[0], run
 
 
-def torch_engine(settings: Mapping[str, Any], inputs: dict[str, np.ndarray]) -> tuple[str, Run]:
-    from importlib import import_module
-
+def torch_engine(settings: Settings, inputs: dict[str, np.ndarray]) -> tuple[str, Run]:
     torch: Any = import_module("torch")
     torch.set_num_threads(settings["threads"])
     module = torch.export.load(settings["path"]).module()
@@ -92,11 +107,15 @@ def torch_engine(settings: Mapping[str, Any], inputs: dict[str, np.ndarray]) -> 
     return torch.__version__.split("+")[0], run
 
 
-ENGINES = {"smelt": smelt_engine, "ort": ort_engine, "openvino": openvino_engine,
-           "torch": torch_engine}
+ENGINES = {
+    "smelt": Engine(smelt_engine, ("smelt.runtime",)),
+    "ort": Engine(ort_engine, ("onnxruntime", "smelt.verification")),
+    "openvino": Engine(openvino_engine, ("openvino",)),
+    "torch": Engine(torch_engine, ("torch",)),
+}
 
 
-def timed_round(run: Run, seconds: float) -> float:
+def timed_round(run: Callable[[], Any], seconds: float) -> float:
     """Seconds per run, over as many runs as fit; at least one."""
     clock = time.perf_counter
     start = clock()
@@ -111,19 +130,28 @@ def timed_round(run: Run, seconds: float) -> float:
     return (clock() - start) / count
 
 
-def _peak_memory() -> int:
-    """The most bytes of memory that this process held so far; 0 where that is unknown."""
+def _memory(entry: str) -> int:
+    """Bytes that this process holds (VmRSS) or held at most (VmHWM); 0 where that is unknown."""
     try:
         # getrusage would count the process that started this one, too.
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{entry}:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
     return 0
 
 
-def main() -> None:
+def _forget_peak() -> None:
+    """Makes the peak of memory what is held now, where the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def serve(engines: Mapping[str, Engine]) -> None:
+    """Runs one of the engines as standard input says, until it ends."""
     # Libraries may print to descriptor 1; answers go to a copy of it.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -134,32 +162,50 @@ def main() -> None:
 
     settings = json.loads(sys.stdin.readline())
     try:
-        inputs = _inputs(settings)
-        start = time.perf_counter()
-        version, run = ENGINES[settings["engine"]](settings, inputs)
-        load = time.perf_counter() - start
-        start = time.perf_counter()
-        outputs = run()
-        first = time.perf_counter() - start
-        from . import data
-
-        data.write_npz(Path(settings["outputs"]), outputs)
-        answer(version=version, load=load, first=first)
+        inputs = _inputs(settings)  # held here: engines may read them in place in every run
+        ready, run = _start(engines[settings["engine"]], settings, inputs)
+        answer(**ready)
         for line in sys.stdin:
-            answer(seconds=timed_round(run, json.loads(line)["round"]), memory=_peak_memory())
+            start, busy = time.perf_counter(), time.process_time()
+            seconds = timed_round(run, json.loads(line)["round"])
+            cores = (time.process_time() - busy) / (time.perf_counter() - start)
+            answer(seconds=seconds, memory=_memory("VmHWM"), cores=cores)
     except KeyboardInterrupt:
         pass
     except ImportError as error:
-        answer(error=f"{error.name} is not installed")
+        answer(error=f"{error.name} is not installed" if error.name else str(error)[:300])
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        answer(error=(lines[0] if lines else type(error).__name__)[:300])
+        answer(error=" ".join(str(error).split())[:300] or type(error).__name__)
 
 
-def _inputs(settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _start(engine: Engine, settings: Settings, inputs: dict[str, np.ndarray],
+           ) -> tuple[dict[str, Any], Callable[[], Any]]:
+    """Compiles and loads, runs once and writes the outputs; what to tell, and the run."""
+    from . import data
+
+    for name in engine.needs:
+        import_module(name)
+    clock, base = time.perf_counter, _memory("VmRSS")
+    start = clock()
+    if engine.compile is not None:
+        settings = {**settings, **engine.compile(settings, inputs)}
+    compiled = clock()
+    _forget_peak()
+    version, run = engine.load(settings, inputs)
+    loaded = clock()
+    outputs = run()
+    first = clock()
+    if isinstance(outputs, Mapping):
+        data.write_npz(Path(settings["outputs"]), outputs)
+    seconds = settings.get("compile_seconds", compiled - start)
+    return {"version": version, "compile": seconds if engine.compile else 0.0,
+            "load": loaded - compiled, "first": first - loaded, "base": base}, run
+
+
+def _inputs(settings: Settings) -> dict[str, np.ndarray]:
     with np.load(settings["inputs"]) as held:
         return {name: held[name] for name in held.files}
 
 
 if __name__ == "__main__":
-    main()
+    serve(ENGINES)

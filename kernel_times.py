@@ -1,4 +1,5 @@
-"""How long each kernel of a model takes: measured in a build of it that counts."""
+"""How long each kernel of a model takes: measured in a build of it that counts, next to how long
+it would have to take on this machine."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import numpy as np
 from .compilation import Request, compile_to_cache
 from .errors import TargetError
 from .inspect_model import at_sizes, read_report
+from .roofline import roofline, touched_bytes, with_limits
 from .running import Runnable, open_artifact_at
 from .signature import random_inputs
 
@@ -22,7 +24,8 @@ Progress = Callable[[str, int, int], None]
 def profile_kernels(request: Request, inputs: Mapping[str, np.ndarray], *, threads: int = 1,
                     seconds: float = 1.0,
                     progress: Progress = lambda what, done, total: None) -> list[dict[str, Any]]:
-    """The kernels in program order, each with its seconds per run and share of the time.
+    """The kernels in program order, each with its seconds per run, its share of the time, and how
+    near it is to its limit (`roofline.with_limits`).
 
     Compiles the model once more, with clocks around every kernel. Raises TargetError when the
     target cannot do that.
@@ -45,8 +48,10 @@ def profile_kernels(request: Request, inputs: Mapping[str, np.ndarray], *, threa
     if each and not any(each):
         raise TargetError("another variant of the program ran here: profile a single one")
     total = sum(each) or 1.0
-    return [{**kernel, "seconds": value, "share": value / total}
-            for kernel, value in zip(report["kernels"], each)]
+    timed = [{**kernel, "seconds": value, "share": value / total}
+             for kernel, value in zip(report["kernels"], each)]
+    progress("measuring the machine's limits", 0, 1)
+    return with_limits(timed, roofline(threads), touched_bytes(report))
 
 
 def _counters(module: Any, kernels: int) -> Any:
@@ -69,7 +74,8 @@ def sizes_of(ready: Runnable, inputs: Mapping[str, np.ndarray]) -> dict[str, int
 
 def add_profile(report: Mapping[str, Any], request: Request, dims: Mapping[str, int],
                 progress: Progress) -> dict[str, Any]:
-    """The report of a model with seconds and shares of its kernels, on random inputs."""
+    """The report of a model with seconds, shares and limits of its kernels, on random inputs; and
+    `limits`, this machine's for one thread."""
     plain = open_artifact_at(compile_to_cache(request, progress=progress).path, 1)
     inputs = random_inputs(plain.inputs, plain.dims(dims), 0, plain.sizes)
     plain.module.close()
@@ -78,4 +84,4 @@ def add_profile(report: Mapping[str, Any], request: Request, dims: Mapping[str, 
     nodes = [{**n, "share": shares[n["kernel"]]} if n.get("kernel") is not None else n
              for n in report["nodes"]]
     return {**report, "kernels": kernels, "nodes": nodes,
-            "seconds": sum(k["seconds"] for k in kernels)}
+            "seconds": sum(k["seconds"] for k in kernels), "limits": roofline(1).as_dict()}

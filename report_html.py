@@ -356,8 +356,10 @@ def _kernels(report: Mapping[str, Any]) -> str:
     if timed:
         kernels.sort(key=lambda e: -(e[1].get("share") or 0))
     heads = "<th>kernel<th>from<th class=n>launches<th class=n>FLOP<th class=n>bytes"
+    note = ""
     if timed:
-        heads += "<th class=n>time<th>share"
+        heads += "<th class=n>time<th>share<th class=n>limit<th class=n>of limit<th class=n>lost"
+        note = _limits(report.get("limits"))
     rows = []
     for i, k in kernels:
         row = (f"<tr data-k='{i}'><td>{_text(k['name'])}<td class=o>{_text(k['origin'], 160)}"
@@ -366,10 +368,33 @@ def _kernels(report: Mapping[str, Any]) -> str:
             share, seconds = k.get("share") or 0.0, k.get("seconds") or 0.0
             row += (f"<td class=n data-v='{seconds:.9f}'>{duration(seconds)}"
                     f"<td data-v='{share:.6f}'><span class=bar style='width:{share * 160:.0f}px'>"
-                    f"</span>{share:.1%}")
+                    f"</span>{share:.1%}{_limit_cells(k)}")
         rows.append(row)
-    return (f"<h2>Kernels</h2><div class='frame tall'><table><thead><tr>{heads}<tbody>"
+    return (f"<h2>Kernels</h2>{note}<div class='frame tall'><table><thead><tr>{heads}<tbody>"
             f"{''.join(rows)}</table></div>")
+
+
+def _limits(limits: Mapping[str, Any] | None) -> str:
+    """What the limits of kernels are from."""
+    if not limits:
+        return ""
+    rates = ", ".join(f"{rate / 1e9:.0f} GB/s over {amount(size)}"
+                      for size, rate in limits["bandwidths"])
+    return (f"<p>A kernel's limit is its operations at {limits['flops'] / 1e9:.0f} GFLOP/s in f32, "
+            f"or its bytes at the rate of what holds the whole model's: {rates}; what takes "
+            "longer. Lost is the time above it: click a head to sort, for the worst offender "
+            "by the last.")
+
+
+def _limit_cells(kernel: Mapping[str, Any]) -> str:
+    """Limit, of limit, lost; empty where the amount of work is not known."""
+    if kernel.get("limit") is None:
+        return "<td class=n data-v='-1'><td class=n data-v='-1'><td class=n data-v='-1'>"
+    near, lost = kernel["of_limit"], kernel["lost"]
+    part = ("<td class=n data-v='-1'>" if near is None else
+            f"<td class=n data-v='{near:.4f}'>{near:.0%}")
+    return (f"<td class=n data-v='{kernel['limit']:.9f}'>{duration(kernel['limit'])}{part}"
+            f"<td class=n data-v='{lost:.9f}'>{duration(lost)}")
 
 
 def _cell(value: Any, form: Any) -> str:

@@ -1,26 +1,12 @@
-"""What this machine can do at most, measured: `limits()` gives f32 flop/s and bytes/s of one
-thread."""
+"""Prints what this machine can do at most, measured now: `python bench/limits.py [THREADS ...]`."""
 
-from __future__ import annotations
+import sys
 
-import subprocess
-import tempfile
-from functools import cache
-from pathlib import Path
+from smelt.roofline import measured
+from smelt.screen import amount
 
-from smelt.targets.cpu.isa import native
-from smelt.targets.cpu.toolchain import find_compiler, run
-
-
-@cache
-def limits() -> tuple[float, float]:
-    """(flop/s, bytes/s) of one thread."""
-    compiler, variant = find_compiler(), native()
-    with tempfile.TemporaryDirectory(prefix="smelt-bench-") as folder:
-        program = Path(folder) / "peak"
-        run([*compiler.command, "-O2", *variant.flags, "-ffp-contract=fast",
-             f"-DLANES={variant.vector.lanes}", str(Path(__file__).parent / "peak.c"), "-o",
-             str(program)], "peak.c")
-        text = subprocess.run([program], capture_output=True, text=True, check=True).stdout
-    flops, bandwidth = map(float, text.split())
-    return flops, bandwidth
+for threads in map(int, sys.argv[1:] or ["1"]):
+    found = measured(threads)
+    print(f"{threads} thread{'s' if threads > 1 else ''}: {found.flops / 1e9:.1f} GFLOP/s f32; "
+          + ", ".join(f"{amount(size)} at {rate / 1e9:.1f} GB/s"
+                      for size, rate in found.bandwidths))
