@@ -9,7 +9,7 @@ short.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,11 @@ level-2 cache."""
 
 LONGEST_LINE = 1 << 16
 """Pixels of a line up to which its tiles at the borders are told apart, one by one."""
+
+
+NEAR_WEIGHTS = 16 * 1024
+"""Bytes of depthwise weights up to which a tile of pixels takes all channels in turn: they stay in
+a level-1 cache, and lines are read from end to end."""
 
 
 @dataclass
@@ -437,26 +442,35 @@ class DepthwisePlan:
         right = op("max", op("min", inside, total), left)
         left, right = b.let("left", left), b.let("right", right)
         top = b.let("top", oy * w.strides[0] - wrap(w.low[0]))
+        if self.packed.shape[0] * self.packed.dtype.itemsize <= NEAR_WEIGHTS:
+            self._pixels(total, left, right, lambda *where: self._channels(
+                lambda v, count: self._tile(n, oy, top, v, count, *where)))
+        else:
+            self._channels(lambda v, count: self._pixels(
+                total, left, right, lambda *where: self._tile(n, oy, top, v, count, *where)))
+
+    def _channels(self, write: Callable[[Expr, Expr | None], None]) -> None:
+        """write(vector, number of channels in it if they do not fill it) for all channels."""
         full, rest = divmod(self.channels, self.lanes)
         if full:
-            with b.loop("v", full) as v:
-                self._pixels(n, oy, top, v, None, total, left, right)
+            with self.b.loop("v", full) as v:
+                write(v, None)
         if rest:
-            self._pixels(n, oy, top, wrap(full), wrap(rest), total, left, right)
+            write(wrap(full), wrap(rest))
 
-    def _pixels(self, n, oy, top, v, count, total, left, right) -> None:
-        b = self.b
-        tile = 6
+    def _pixels(self, total: Expr, left: Expr, right: Expr,
+                write: Callable[[Expr, int, bool], None]) -> None:
+        """write(first pixel, how many, whether at a border) for a line."""
+        b, tile = self.b, 6
         with b.loop("x", left) as ox:
-            self._tile(n, oy, top, v, count, ox, 1, True)
+            write(ox, 1, True)
         middle = right - left
         with b.loop("x", middle // tile) as q:
-            self._tile(n, oy, top, v, count, b.let("ox", left + q * tile), tile, False)
+            write(b.let("ox", left + q * tile), tile, False)
         with b.loop("x", middle % tile) as q:
-            self._tile(n, oy, top, v, count, b.let("ox", left + middle // tile * tile + q), 1,
-                       False)
+            write(b.let("ox", left + middle // tile * tile + q), 1, False)
         with b.loop("x", total - right) as q:
-            self._tile(n, oy, top, v, count, b.let("ox", right + q), 1, True)
+            write(b.let("ox", right + q), 1, True)
 
     def _tile(self, n, oy, top, v, count, ox: Expr, rows: int, cut: bool) -> None:
         b, w, lanes = self.b, self.window, self.lanes
