@@ -5,6 +5,7 @@ Where the environment variable CI is set, a test that would be skipped fails, fo
 checks everything has every tool; tests marked `gpu` excepted."""
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -14,6 +15,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells start background jobs deaf to Ctrl-C, and processes hand that on; some tests send one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
