@@ -456,7 +456,12 @@ static double clock_now(void) {{
         for k, v in enumerate(step.symbols):
             self.line(f"{self.names[v]} = (int64_t)((const {kind} *)"
                       f"{self.pointer(step.source)})[{k}];")
-            self.line(f"if ({self.names[v]} < 0) return SMELT_DATA_ERROR;")
+            sentence = c_string(_sentence(f"{step.origin or 'the model'}: the data asks for a "
+                                          "negative size"))
+            self.line(f"if ({self.names[v]} < 0) {{")  # as an expression, a size is never negative
+            self.line(f'    snprintf(frame->error, 256, "%s.", {sentence});')
+            self.line("    return SMELT_DATA_ERROR;")
+            self.line("}")
             self.line(f"frame->dims[{self.symbols.index(v)}] = {self.names[v]};")
 
     def _assign(self, step: Assign) -> None:

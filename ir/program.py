@@ -59,10 +59,12 @@ class Launch(Step):
 
 @dataclass(eq=False)
 class Bind(Step):
-    """Reads sizes from the elements of an i64 storage (any integer dtype)."""
+    """Reads sizes from the elements of an i64 storage (any integer dtype). Negative ones end the
+    run; `origin` names the source node for that."""
 
     symbols: tuple[Var, ...]
     source: Storage
+    origin: str = ""
 
 
 @dataclass(eq=False)

@@ -185,7 +185,7 @@ def _bind(low: Lowering, node: Node) -> bool:
         return False
     source = node.inputs[0]
     assert source is not None
-    low.steps.append(Bind(tuple(node.attrs["symbols"]), low.storage(source)))
+    low.steps.append(Bind(tuple(node.attrs["symbols"]), low.storage(source), node.origin))
     return True
 
 
