@@ -22,8 +22,9 @@ from .zero_points import ZeroPoints
 @dataclass(frozen=True)
 class Options:
     """`passes` replaces the default pipeline (its text form). `channels_last` puts the spatial
-    operators into that layout and lets integer products read 8-bit operands; `fuse` False leaves
-    every node a kernel of its own."""
+    operators into that layout and lets integer products read 8-bit operands; `attention` makes one
+    node of attention written out, for targets with a kernel for it; `fuse` False leaves every node
+    a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False

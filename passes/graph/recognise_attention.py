@@ -1,10 +1,12 @@
 """Recognises attention written as matmul, softmax, matmul.
 
-    y = matmul(softmax(mask(bias(softcap(matmul(q, k^T) * scale)))), v)
+    y = matmul(guard(softmax(mask(bias(softcap(matmul(q, k^T) * scale))))), v)
 
-The scale may sit on q and k instead; keys shared by several heads may be repeated, or the heads
-folded into the rows of q; heads may be part of the batch (rank 3). A mask by position becomes the
-attribute `causal`.
+The guard, if there is one, puts 0 in the place of NaN: the probabilities of a row all of whose
+keys are hidden. The scale may sit on q and k instead; keys shared by several heads may be repeated,
+or the heads folded into the rows of q; heads may be part of the batch (rank 3). A mask by position
+becomes the attribute `causal`, a transpose of the result the attribute `perm`. Only f32 with heads
+of a known size is recognised: kernels for others would be slower than two products.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...ir import dtype as dt
 from ...ir.graph.core import Dim, Graph, Node, Value
 from ...ir.graph.ops.shapes import same
 from .pattern import private
-from .rewrite import Replacement, producer, rule, scalar
+from .rewrite import Replacement, only_user, producer, rule, scalar
 
 _HIDDEN = -1e4
 """A bias at or below this hides a key: its exponential is 0 in every type."""
+
+_LARGEST_HEAD = 1024
+"""Elements of a head that a kernel can keep for a block of rows in the second-level cache."""
 
 
 @dataclass
@@ -29,6 +35,7 @@ class _Scores:
 
     product: Node
     masked: bool
+    guarded: bool
     scale: float = 1.0
     softcap: float = 0.0
     bias: Value | None = None
@@ -42,13 +49,23 @@ def _behind(value: Value | None, *ops: str) -> Value | None:
     return node.inputs[0] if node is not None and node.op in ops else value
 
 
+def _probabilities(value: Value | None) -> tuple[Value | None, bool]:
+    """(the softmax's value, whether NaN is replaced by 0) behind the second product's operand."""
+    value = _behind(_behind(value, "reshape"), "cast")
+    node = value.node if value is not None else None
+    if node is None or node.op != "select" or scalar(node.inputs[1]) != 0:
+        return value, False
+    test, inner = producer(node, 0, "isnan"), node.inputs[2]
+    return (inner, True) if test is not None and test.inputs[0] is inner else (value, False)
+
+
 def _scores(value: Value | None) -> _Scores | None:
     """Reads the chain from the probabilities back to the first product."""
-    value = _behind(_behind(value, "reshape"), "cast")
+    value, guarded = _probabilities(value)
     node = value.node if value is not None else None
     if node is None or node.op != "softmax" or node.attrs["axis"] != node.output.rank - 1:
         return None
-    found = _Scores(node, node.attrs["masked"])
+    found = _Scores(node, node.attrs["masked"], guarded)
     value = node.inputs[0]
     stage = 0  # mask, bias, softcap, scale: each at most once, in this order
     for _ in range(12):
@@ -233,7 +250,8 @@ def attention(node: Node, graph: Graph) -> Replacement:
     swap = transposed.node
     if swap is None or swap.op != "transpose" or transposed.rank != q.rank or v.rank != q.rank:
         return None
-    if any(t.dtype is not node.output.dtype for t in (q, transposed, v)):
+    if any(t.dtype is not dt.f32 for t in (q, transposed, v, node.output)) or not all(
+            isinstance(d, int) and 0 < d <= _LARGEST_HEAD for d in (q.shape[-1], v.shape[-1])):
         return None
     leaves = {x for x in (q, transposed, v, found.bias, *found.masks) if x is not None}
     if not private(node, leaves):
@@ -242,9 +260,11 @@ def attention(node: Node, graph: Graph) -> Replacement:
     assert probabilities is not None
     scores = _score_value(probabilities)
     at, rank = node.origin, q.rank
+    if not _one_batch(q, transposed, v, scores):
+        return None
     perm = (*range(rank - 2), rank - 1, rank - 2)
     attrs = {"scale": found.scale, "softcap": found.softcap, "fill": found.fill,
-             "masked": found.masked}
+             "masked": found.masked, "guarded": found.guarded}
     bias, masks = found.bias, _masks(found.masks)
     if bias is not None and not masks:
         shown = _hidden(bias)
@@ -279,7 +299,9 @@ def attention(node: Node, graph: Graph) -> Replacement:
               extra[0] or bias, extra[1] or mask]
     while inputs[-1] is None:
         inputs.pop()
-    if inputs[1].shape[1] != inputs[2].shape[1]:  # type: ignore[union-attr]
+    heads, shared = inputs[0].shape[1], inputs[1].shape[1]  # type: ignore[union-attr]
+    if shared != inputs[2].shape[1] or not same(heads, shared) and not (  # type: ignore[union-attr]
+            isinstance(heads, int) and isinstance(shared, int)):
         return None
     result = graph.add("attention", inputs, attrs, origin=at)
     if result.shape == node.output.shape:
@@ -287,11 +309,31 @@ def attention(node: Node, graph: Graph) -> Replacement:
     return graph.add("reshape", [result], {"shape": node.output.shape}, origin=at)
 
 
+def _one_batch(q: Value, transposed: Value, v: Value, scores: Value) -> bool:
+    """Whether the products broadcast no batch, and no query head."""
+    if any(not same(x.shape[0], q.shape[0]) for x in (transposed, v)):
+        return False
+    if q.rank != 4 or scores.rank != 4:
+        return scores.rank == q.rank
+    (b, h, s), (n, g, r) = q.shape[:3], scores.shape[:3]
+    return same(b, n) and same(h * s, g * r)
+
+
 def _score_value(probabilities: Value) -> Value:
     """The value that the softmax gives."""
-    value = _behind(_behind(probabilities, "reshape"), "cast")
+    value, _ = _probabilities(probabilities)
     assert value is not None
     return value
 
 
-RULES = [attention]
+@rule("transpose")
+def attention_transposed(node: Node, graph: Graph) -> Replacement:
+    """A transpose of the result that leaves elements of a head together."""
+    inner, perm = producer(node, 0, "attention"), node.attrs["perm"]
+    if inner is None or only_user(inner.output) is not node or perm[-1] != len(perm) - 1:
+        return None
+    attrs = {**inner.attrs, "perm": tuple(inner.attrs["perm"][a] for a in perm)}
+    return graph.add("attention", inner.inputs, attrs, origin=inner.origin)
+
+
+RULES = [attention, attention_transposed]

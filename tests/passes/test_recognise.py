@@ -295,7 +295,11 @@ def test_heads_folded_into_rows(dtype):
         p = g.add("cast", [p], {"to": dtype})
     p = g.add("reshape", [p], {"shape": (2, 2, h.rows * 2, h.keys)})
     y = g.add("reshape", [g.add("matmul", [p, h.v])], {"shape": (2, 4, h.rows, 6)})
-    (node,) = h.finish(y)
+    nodes = h.finish(y)
+    if dtype is not dt.f32:
+        assert "attention" not in {n.op for n in nodes}
+        return
+    (node,) = nodes
     assert node.op == "attention" and node.inputs == [h.q, h.k, h.v]
     assert node.attrs["softcap"] == 20
 
@@ -329,6 +333,60 @@ def test_heads_in_the_batch():
     PIPELINE.run(g)
     assert_same_results(before, g, 1)
     assert [n.op for n in g.ordered()] == ["reshape"] * 3 + ["attention", "reshape"]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_guard_against_rows_without_keys(hidden):
+    """As torch exports it: probabilities that are NaN become 0."""
+    h = Heads(True)
+    g = h.g
+    s = g.add("matmul", [h.q, h.swapped(h.k)])
+    if hidden:
+        mask = g.add_input("mask", TensorType(dt.bool_, (2, 1, h.rows, 1)))
+        s = g.add("select", [mask, s, h.number(-np.inf)])
+    p = g.add("softmax", [s], {"axis": 3})
+    p = g.add("select", [g.add("isnan", [p]), h.number(0), p])
+    (node,) = h.finish(g.add("matmul", [p, h.v]))
+    assert node.op == "attention" and node.attrs["guarded"]
+
+
+def test_split_heads_and_transposed_result():
+    g = graph_of("""(%q: f32[2, 5, 12], %k: f32[2, 7, 12], %v: f32[2, 7, 12]) {
+        %q4: f32[2, 5, 3, 4] = reshape(%q) {shape = (2, 5, 3, 4)}
+        %k4: f32[2, 7, 3, 4] = reshape(%k) {shape = (2, 7, 3, 4)}
+        %v4: f32[2, 7, 3, 4] = reshape(%v) {shape = (2, 7, 3, 4)}
+        %qt: f32[2, 3, 5, 4] = transpose(%q4) {perm = (0, 2, 1, 3)}
+        %kt: f32[2, 3, 4, 7] = transpose(%k4) {perm = (0, 2, 3, 1)}
+        %vt: f32[2, 3, 7, 4] = transpose(%v4) {perm = (0, 2, 1, 3)}
+        %s: f32[2, 3, 5, 7] = matmul(%qt, %kt)
+        %p: f32[2, 3, 5, 7] = softmax(%s) {axis = 3}
+        %y: f32[2, 3, 5, 4] = matmul(%p, %vt)
+        %t: f32[2, 5, 3, 4] = transpose(%y) {perm = (0, 2, 1, 3)}
+        %r: f32[2, 5, 12] = reshape(%t) {shape = (2, 5, 12)}
+        return %r
+    }""")
+    before = clone_graph(g)
+    PIPELINE.run(g)
+    verify(g)
+    assert_same_results(before, g, 1)
+    (node,) = [n for n in g.nodes if n.op == "attention"]
+    assert node.attrs["perm"] == (0, 2, 1, 3)
+    assert [n.op for n in g.ordered()].count("transpose") == 3
+
+
+def test_broadcast_batches_stay():
+    g = graph_of("""(%q: f32[1, 3, 5, 4], %k: f32[2, 3, 4, 7], %v: f32[2, 3, 7, 4]) {
+        %kt: f32[2, 3, 7, 4] = transpose(%k) {perm = (0, 1, 3, 2)}
+        %kk: f32[2, 3, 4, 7] = transpose(%kt) {perm = (0, 1, 3, 2)}
+        %s: f32[2, 3, 5, 7] = matmul(%q, %kk)
+        %p: f32[2, 3, 5, 7] = softmax(%s) {axis = 3}
+        %y: f32[2, 3, 5, 4] = matmul(%p, %v)
+        return %y
+    }""")
+    before = clone_graph(g)
+    Pipeline.parse("recognise{attention=true}").run(g)
+    assert_same_results(before, g, 1)
+    assert "attention" not in {n.op for n in g.nodes}
 
 
 def test_scores_that_are_returned_stay():

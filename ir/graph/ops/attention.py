@@ -33,7 +33,10 @@ def _infer(ctx: OpContext):
             if t.rank > 4 or t.dtype.is_bool != (kind == "mask"):
                 raise ctx.error(f"{kind} {t} does not fit scores {list(scores)}")
             broadcast_shapes(ctx, [scores, t.shape])
-    return [TensorType(q.dtype, (*q.shape[:3], v.shape[3]))]
+    if sorted(ctx.attrs["perm"]) != [0, 1, 2, 3]:
+        raise ctx.error(f"attention cannot transpose its result by {ctx.attrs['perm']}")
+    shape = (*q.shape[:3], v.shape[3])
+    return [TensorType(q.dtype, tuple(shape[a] for a in ctx.attrs["perm"]))]
 
 
 def _visible(ctx: OpContext, row: Expr, key: Expr) -> Expr:
@@ -42,7 +45,7 @@ def _visible(ctx: OpContext, row: Expr, key: Expr) -> Expr:
 
 def _body(ctx: OpContext, index):
     q, k, a = ctx.type(0), ctx.type(1), ctx.attrs
-    b, h, s, d = index
+    b, h, s, d = (index[a["perm"].index(axis)] for axis in range(4))
     wide = accumulator(q.dtype)
     group = wrap(q.shape[1]) // wrap(k.shape[1])
     shared = h if same(q.shape[1], k.shape[1]) else h // group
@@ -72,10 +75,14 @@ def _body(ctx: OpContext, index):
     total = ctx.reduce("sum", keys, lambda t: op("exp", score(t) - top))
     if a["masked"]:
         total = select(op("eq", total, 0), const(1, wide), total)
-    # Probabilities are rounded to the operands' type before the second product.
-    return cast(ctx.reduce("sum", keys, lambda t: cast(cast(
-        op("exp", score(t) - top) / total, q.dtype), wide)
-        * cast(ctx.load(2, (b, shared, t, d)), wide)), q.dtype)
+
+    def probability(t: Expr) -> Expr:
+        # Probabilities are rounded to the operands' type before the second product.
+        value = cast(op("exp", score(t) - top) / total, q.dtype)
+        return select(op("isnan", value), const(0, q.dtype), value) if a["guarded"] else value
+
+    return cast(ctx.reduce("sum", keys, lambda t: cast(probability(t), wide)
+                           * cast(ctx.load(2, (b, shared, t, d)), wide)), q.dtype)
 
 
 def _reference(ctx: OpContext, q, k, v, bias=None, mask=None):
@@ -95,7 +102,7 @@ def _reference(ctx: OpContext, q, k, v, bias=None, mask=None):
         seen = seen & (keys <= rows + int(a["offset"]))
     scores = np.where(seen, scores, scores.dtype.type(a["fill"]))
     if not scores.size:
-        return np.zeros((*q.shape[:3], v.shape[3]), kind)
+        return np.zeros((*q.shape[:3], v.shape[3]), kind).transpose(a["perm"])
     with np.errstate(all="ignore"):
         top = scores.max(axis=3, keepdims=True)
         if a["masked"]:
@@ -104,17 +111,22 @@ def _reference(ctx: OpContext, q, k, v, bias=None, mask=None):
         total = e.sum(axis=3, keepdims=True)
         if a["masked"]:
             total = np.where(total == 0, 1, total).astype(scores.dtype)
-        return np.matmul((e / total).astype(kind).astype(scores.dtype), v).astype(kind)
+        p = (e / total).astype(kind).astype(scores.dtype)
+        if a["guarded"]:
+            p = np.where(np.isnan(p), 0, p).astype(scores.dtype)
+        return np.ascontiguousarray(np.matmul(p, v).astype(kind).transpose(a["perm"]))
 
 
 define(OpDef(
-    "attention", "opaque", _infer, _reference, _body,
+    "attention", "reduction", _infer, _reference, _body,
     attrs={"scale": 1.0, "softcap": 0.0, "causal": False, "offset": 0, "fill": -math.inf,
-           "masked": False},
+           "masked": False, "guarded": False, "perm": (0, 1, 2, 3)},
     doc="softmax(q k^T * scale) v of q [B, H, S, D], k [B, Hk, T, D], v [B, Hk, T, Dv] to "
         "[B, H, S, Dv]; query head h reads key head h // (H / Hk). In order: scores are capped to "
         "softcap * tanh(scores / softcap) if softcap is not 0; operand 3 (bias, optional) is "
         "added; where operand 4 (bool mask, optional) is false, or `causal` holds and the key's "
         "position is above the row's + `offset`, `fill` replaces them. Bias and mask broadcast to "
-        "[B, H, S, T]. With `masked`, a row that sees no key gives 0. Computed in f32 at least.",
+        "[B, H, S, T]. With `masked`, a row that sees no key gives 0; with `guarded`, NaN among "
+        "the probabilities counts as 0. The result is transposed by `perm`. Computed in f32 at "
+        "least.",
 ))
