@@ -63,6 +63,28 @@ def test_random_graphs(machine: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+def test_templates(machine: str, tmp_path: Path, rng):
+    """Attention, Winograd and deep products; 2e-5 of values of about 8 allows for sums of up to
+    900 products in another order."""
+    cases = Cases(seed=int(rng.integers(1 << 31)))
+    g = cases.graph
+    for rows, keys, depth in ((5, 33, 16), (1, 40, 24), (40, 41, 30)):
+        q, k, v = (cases.input(1, 2, n, depth) for n in (rows, keys, keys))
+        cases.output(g.add("attention", [q, k, v], {"scale": 0.2}))
+    w = cases.rng.standard_normal((40, 32, 3, 3)) / 17
+    x = cases.input(1, 29, 29, 32)
+    cases.output(g.add("conv_last", [x, g.constant(w.astype(np.float32))],
+                       {"low": (1, 1), "high": (1, 1)}))
+    w = cases.rng.standard_normal((900, 40)) / 30
+    cases.output(g.add("matmul", [cases.input(70, 900), g.constant(w.astype(np.float32))]))
+    built = build(g, machine, tmp_path)
+    names = " ".join(k["name"] for k in built.manifest["kernels"])
+    assert all(name in names for name in ("attention", "winograd", "matmul"))
+    for found, wanted in zip(run(machine, tmp_path, cases.arrays), cases.expected(), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(8, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_elementary_functions(machine: str, tmp_path: Path):
     """The bounds of passes/kernel/elementary.py; Arm has a fused multiply-add, WebAssembly not."""
     cases = Cases(seed=21)
