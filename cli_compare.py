@@ -50,13 +50,16 @@ def bench(
     trace: Annotated[Path | None, typer.Option(
         "--trace", metavar="FILE", help="Write the profile as a trace for chrome://tracing or "
         "Perfetto.")] = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Instead of the model, time its "
+                                          "dearest kernels, next to TVM's code for them.")] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many of them.")] = 5,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Time a model, next to other engines: each in its own process, in turns, medians."""
     from .api import bench as measured
-    from .compilation import check_writable
+    from .compilation import Request, check_writable
     from .measure import NAMES, parse_against
     from .signature import parse_dims, parse_shapes
 
@@ -66,6 +69,14 @@ def bench(
         if not profile:
             raise UsageError("--trace writes what --profile measures: add --profile")
         check_writable(trace)
+    if kernels:
+        if profile or against is not None or threads > 1 or source is not None:
+            raise UsageError("--kernels compares kernels with TVM's, on one thread: leave out "
+                             "--profile, --against, --model and --threads")
+        _compare_kernels(screen, Request(model, target, shapes=parse_shapes(shape or ()),
+                                         dims=parse_dims(dim or ()), optimize=optimize),
+                         input, top, seconds, seed)
+        return
     others = None if against is None else parse_against(against)
     with screen.progress() as progress:
         result = measured(model, input, target, against=others, model=source,
@@ -96,6 +107,29 @@ def bench(
         screen.say(f"wrote {printable(trace, 400)}")
         result["trace"] = str(trace)
     screen.result(result)
+
+
+def _compare_kernels(screen: Screen, request: Any, given: list[str] | None, top: int,
+                     seconds: float, seed: int) -> None:
+    """`smelt bench --kernels`."""
+    from .kernel_peers import compare_kernels
+    from .running import is_artifact
+
+    if is_artifact(request.source):
+        raise UsageError("a compiled model does not tell its operators: give the model itself")
+    with screen.progress() as progress:
+        found = compare_kernels(request, given, top=top, seconds=seconds, seed=seed,
+                                progress=progress)
+    ways = ("smelt", "scheduled", "plain")
+    screen.table(("kernel", "share", "smelt", "our schedule, TVM", "no schedule, TVM", "from"), [
+        (k["name"] + (f" +{k['kernels'] - 1}" if k["kernels"] > 1 else ""), f"{k['share']:.1%}",
+         *("" if k[w] is None else duration(k[w]) + (
+             f" {k[w] / k['smelt']:.2f}x" if w != "smelt" else "") for w in ways),
+         printable(k["origin"], 70)) for k in found], right=(1, 2, 3, 4))
+    for k in found:
+        for way, why in k["notes"].items():
+            screen.note(f"{k['name']}, {way}: {printable(why, 300)}")
+    screen.result({"kernels": found})
 
 
 def _shape(facts: dict[str, Any]) -> str:
