@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from cpu.native_graphs import Cases, check
 
-from smelt.ir.expr import size
 from smelt.passes.schedule import winograd
 from smelt.passes.schedule.tiles import Registers
 from smelt.passes.schedule.winograd import (
@@ -74,7 +73,7 @@ def test_open_sizes(transform):
         y = cases.graph.add("conv_last", [x, cases.graph.constant(weights)],
                             {"low": (1, 1), "high": (1, 1)})
         cases.output(cases.graph.add("relu", [y]))
-    assert any(d is size("n9") for d in y.shape) or cases.sizes
+        assert not isinstance(y.shape[1], int)
     check(cases, "cpu", RTOL, ATOL, kernels=["winograd"])
 
 
