@@ -9,11 +9,12 @@ all of what a run of the model touches.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,9 @@ def _key(threads: int) -> str:
 
 def measured(threads: int = 1) -> Roofline:
     """Measures, which takes a second or two. Raises TargetError."""
-    from .targets.cpu.isa import native
-    from .targets.cpu.toolchain import find_compiler, run
-
-    variant = native()
     with tempfile.TemporaryDirectory(prefix="smelt-roofline-") as folder:
         program = Path(folder) / "peak"
-        run([*find_compiler().command, "-O2", *variant.flags, "-ffp-contract=fast", "-pthread",
-             f"-DLANES={variant.vector.lanes}", str(SOURCE), "-o", str(program)], SOURCE.name)
+        _build(program)
         try:
             text = subprocess.run([program, str(threads)], capture_output=True, text=True,
                                   check=True, timeout=MOST_SECONDS).stdout
@@ -98,6 +94,31 @@ def measured(threads: int = 1) -> Roofline:
     flops, *lines = text.splitlines()
     bandwidths = tuple((int(size), float(rate)) for size, rate in map(str.split, lines))
     return Roofline(threads, float(flops), bandwidths)
+
+
+def _build(output: Path, *flags: str) -> int:
+    """Compiles SOURCE for this machine; returns its vectors' lanes."""
+    from .targets.cpu.isa import native
+    from .targets.cpu.toolchain import find_compiler, run
+
+    variant = native()
+    lanes = variant.vector.lanes
+    run([*find_compiler().command, "-O2", *variant.flags, "-ffp-contract=fast", "-pthread",
+         f"-DLANES={lanes}", *flags, str(SOURCE), "-o", str(output)], SOURCE.name)
+    return lanes
+
+
+def peak_work(flops: float) -> Callable[[], object]:
+    """What does about so many f32 operations, multiply-adds in registers, on one thread: to be
+    timed in turns with other work, because the clock of a busy processor changes. Raises
+    TargetError."""
+    with tempfile.TemporaryDirectory(prefix="smelt-roofline-") as folder:
+        library = Path(folder) / "peak.so"
+        lanes = _build(library, "-shared", "-fPIC")
+        work = ctypes.CDLL(str(library)).smelt_multiply_add
+    work.argtypes, work.restype = (ctypes.c_long, ctypes.c_float), ctypes.c_float
+    rounds = max(1, round(flops / (24 * lanes)))
+    return lambda: work(rounds, 1e-3)
 
 
 def with_limits(kernels: Sequence[Mapping[str, Any]], limits: Roofline,

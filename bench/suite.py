@@ -1,6 +1,5 @@
-"""The benchmark suite: smelt next to its peers on the zoo's models and those of SMELT_MODELS, and
-matrix products next to the machine's measured peak. Each engine runs in a process of its own, in
-turns; an engine whose outputs are wrong is not timed.
+"""The benchmark suite: smelt next to its peers on the zoo's models and those of SMELT_MODELS. Each
+engine runs in a process of its own, in turns; an engine whose outputs are wrong is not timed.
 
     python bench/suite.py [--against ort,openvino,openvino-bf16,torch-compile,tvm,iree]
                           [--threads 1,2] [--seconds 2] [--only resnet18,mnist8] [--zoo FOLDER]
@@ -25,7 +24,6 @@ import onnx
 import typer
 import zoo as model_zoo
 from engines import ENGINES
-from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from suite_report import best_peer, markdown, plot, precision_of, scaling, summary
@@ -35,10 +33,8 @@ from smelt.compilation import Request, compile_to_cache
 from smelt.errors import SmeltError
 from smelt.inspect_model import read_report
 from smelt.measure import PROGRAM, SPARE_CORES, machine, measure, ratios
-from smelt.roofline import roofline
 
 PEERS = [name for name in ENGINES if name not in ("smelt", "torch")]
-MATMULS = (256, 512, 768, 1024)
 TOLERANCE = {"f32": 1e-3, "int8": 0.1, "bf16": 0.3}
 """Largest error over the largest value; wrong results are off by about 1. bf16 has 8 bits, which
 random weights make worse from layer to layer (0.14 in OpenVINO's mobilenet_v2); 8-bit models round
@@ -93,21 +89,6 @@ def zoo_models(folder: Path, chosen: Sequence[str], notes: list[str]) -> list[Mo
         notes.append(f"the zoo: {error.name} is not installed (pip install 'smelt[zoo]')")
         return []
     return [read_model(name, path, folder / f"{name}.npz", name) for name, path, _ in found]
-
-
-def matmul_model(n: int, folder: Path) -> Model:
-    """x @ w for a constant w, n x n x n."""
-    rng = np.random.default_rng(n)
-    w, x = (rng.standard_normal((n, n), np.float32) for _ in range(2))
-    kind = TensorProto.FLOAT
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], "matmul",
-        [helper.make_tensor_value_info("x", kind, [n, n])],
-        [helper.make_tensor_value_info("y", kind, [n, n])], [numpy_helper.from_array(w, "w")])
-    path = folder / f"matmul{n}.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
-              path)
-    return Model(path.stem, path, {"x": x}, [x @ w])
 
 
 def error_of(expected: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
@@ -233,18 +214,14 @@ def main(
     console = Console(stderr=True)
     report: dict[str, Any] = {
         "machine": machine(), "started": time.strftime("%Y-%m-%dT%H:%M:%S"), "threads": counts,
-        "peers": peers, "precision": precision, "seconds": seconds, "models": {}, "matmul": {},
+        "peers": peers, "precision": precision, "seconds": seconds, "models": {},
         "spare_cores": SPARE_CORES, "notes": []}
     models = [*zoo_models(zoo or config.cache_dir() / "zoo", chosen, report["notes"]),
               *real_models(chosen)]
-    products = [n for n in MATMULS if not chosen or f"matmul{n}" in chosen]
-    known = {m.name for m in models} | {f"matmul{n}" for n in products}
+    known = {m.name for m in models}
     missing = [n for n in chosen if n not in known]
     if missing and not report["notes"]:
         raise typer.BadParameter(f"--only: there is no model {', '.join(missing)}")
-    if products:
-        limits = roofline(1)
-        report |= {"peak_flops": limits.flops, "bandwidth": limits.memory}
 
     def save() -> None:
         report.update(summary(report))
@@ -257,7 +234,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="smelt-bench-") as name, bar, \
             empty_cache(Path(name)):
         folder = Path(name)
-        whole = bar.add_task("models", total=len(models) + len(products))
+        whole = bar.add_task("models", total=len(models))
         inner = bar.add_task("", total=1)
 
         def show(what: str, done: int, total: int) -> None:
@@ -272,15 +249,6 @@ def main(
                 report["models"][model.name] = {"error": f"{type(error).__name__}: {error}"}
             bar.advance(whole)
             save()
-        suite.threads = counts[:1]
-        for n in products:
-            bar.update(whole, description=f"matmul {n}")
-            row = suite.run(matmul_model(n, folder))["threads"][str(counts[0])]
-            if row["ratios"] or not peers:
-                rate = 2 * n**3 / row["engines"][0]["fastest"]
-                report["matmul"][n] = {**row, "flops": rate,
-                                       "of_peak": rate / (report["peak_flops"] * counts[0])}
-            bar.advance(whole)
     save()
     tables = markdown(report)
     if markdown_file is not None:

@@ -77,12 +77,6 @@ def markdown(report: Report) -> str:
               *_builds(report)]
     lines += ["", "Milliseconds to load; in brackets seconds to compile, for those that compile "
               "apart from loading:", "", *_loads(report)]
-    if report.get("matmul"):
-        lines += ["", f"Peak {report['peak_flops'] / 1e9:.1f} GFLOP/s, memory "
-                      f"{report['bandwidth'] / 1e9:.1f} GB/s (one thread, measured).", "",
-                  *table(("matmul", "GFLOP/s", "of peak"),
-                         [(f"{n} x {n} x {n}", f"{r['flops'] / 1e9:.1f}",
-                           f"{100 * r['of_peak']:.0f} %") for n, r in report["matmul"].items()])]
     notes = _notes(report)
     return "\n".join([*lines, *(["", "Left out:", "", *notes] if notes else [])]) + "\n"
 

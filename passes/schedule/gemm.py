@@ -238,7 +238,8 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
     blocks = row_blocks(shape.rows, tile.rows)
     chunk = _chunk(shape, tile, width, x.dtype.itemsize, blocks[0].count)
     tasks_per_panel = wrap(blocks[0].count + (chunk - 1)) // chunk if blocks else wrap(1)
-    single = const(1)
+    if len(blocks) > 1:  # Where all main tiles are missing, a task is there for the rest.
+        tasks_per_panel = op("max", tasks_per_panel, 1)
 
     def place(m) -> tuple[Expr, Expr]:
         """(left offset, packed offset) of batch m."""
@@ -260,12 +261,11 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         write_deep(b, store, tile, lanes, x, packed, shape.rows, shape.inner, shape.columns)
         return
     pace = _fetch_pace(blocks[0].count, chunk, width) if ahead and blocks else 0
-    total = wrap(count) * panels * (tasks_per_panel + (single if len(blocks) > 1 else 0))
-    per_panel = tasks_per_panel + (1 if len(blocks) > 1 else 0)
+    total = wrap(count) * panels * tasks_per_panel
     with b.loop("t", total, "parallel") as t:
         # Panels innermost: the rows of a task stay in the level-2 cache for all of them.
         panel, step_batch = t % panels, t // panels
-        step, m = step_batch % per_panel, step_batch // per_panel
+        step, m = step_batch % tasks_per_panel, step_batch // tasks_per_panel
         panel, m, step = b.let("p", panel), b.let("m", m), b.let("s", step)
         a_base, b_base = place(m)
         a_base, b_base = b.let("ab", a_base), b.let("bb", b_base + panel * dot.steps(inner) * width)
@@ -293,13 +293,10 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
                 with b.loop("r", block.count) as r:
                     rows_of(b.let("row", block.start + r * block.height), block.height)
 
+        main()
         if len(blocks) > 1:
-            with b.when(op("lt", step, tasks_per_panel)):
-                main()
-            with b.otherwise():
+            with b.when(op("eq", step, tasks_per_panel - 1)):
                 rest()
-        else:
-            main()
 
 
 def _places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
@@ -325,7 +322,10 @@ def _chunk(shape: Shape, tile: Tile, width: int, itemsize: int, tiles: Any) -> i
     resident = RESIDENT_ROWS // max(1, tile.rows * inner * itemsize)
     if isinstance(tiles, int) and isinstance(shape.columns, int):
         resident = min(resident, -(-tiles * -(-shape.columns // width) // LEAST_TASKS))
-    return max(least, resident)
+    chunk = max(least, resident)
+    if isinstance(tiles, int) and tiles > 0:
+        chunk = -(-tiles // -(-tiles // chunk))  # even ones
+    return chunk
 
 
 @dataclass

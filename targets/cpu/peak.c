@@ -1,6 +1,7 @@
 /* The machine's limits for a number of threads: f32 multiply-adds from registers, and a running sum
  * over arrays of growing sizes, which the caches hold or not. Prints the flop/s, then a line "bytes
- * bytes/s" for each size; bytes are those of all threads together. */
+ * bytes/s" for each size; bytes are those of all threads together. As a library it offers one
+ * thread's multiply-adds, to be timed in turns with other work. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +31,8 @@ static float sinks[1024];
 
 #define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
-static float multiply_add(long rounds, float seed)
+/* Multiply-adds of 12 chains: 24 * LANES operations a round. */
+float smelt_multiply_add(long rounds, float seed)
 {
 #define DECLARE(i) vec a##i = {seed + i};
     EACH(DECLARE)
@@ -71,7 +73,7 @@ static void *work(void *argument)
     for (int trial = 0; trial < TRIALS; trial++) {
         pthread_barrier_wait(&barrier);
         double start = now();
-        sinks[me] += multiply_add(rounds, seed);
+        sinks[me] += smelt_multiply_add(rounds, seed);
         pthread_barrier_wait(&barrier);
         double rate = 12.0 * 2 * LANES * (double)rounds * threads / (now() - start);
         if (me == 0 && rate > peak) peak = rate;

@@ -49,9 +49,8 @@ def report() -> dict:
               "second": {**built, "threads": second, "scaling": scaling(second)},
               "third": {"error": "no such operator"}}
     report = {"machine": {"cpu": "some CPU"}, "precision": "f32", "threads": [1, 2],
-              "peers": ["ort", "openvino", "openvino-bf16"], "models": models, "matmul": {
-                  "256": {"flops": 1e11, "of_peak": 0.8}}, "peak_flops": 1.25e11,
-              "bandwidth": 2e10, "notes": ["the zoo: torch is not installed"]}
+              "peers": ["ort", "openvino", "openvino-bf16"], "models": models,
+              "notes": ["the zoo: torch is not installed"]}
     return {**report, **summary(report)}
 
 
@@ -75,7 +74,6 @@ def test_the_tables_hold_the_figures_and_what_is_left_out(report):
     (row,) = (x for x in text.splitlines() if x.startswith("| first | 2.000"))
     assert row == ("| first | 2.000 | 4.000 | 3.000 | 1.000 | 2.00 | 1.50 | 0.50 | 1.50 OpenVINO |")
     assert "| first | 3.50 | 2.0 | 40 | 2.0 | 30 | 30 | 30 | 30 |" in text
-    assert "| 256 x 256 x 256 | 100.0 | 80 % |" in text
     left_out = text.partition("Left out:")[2]
     assert "- second: OpenVINO: it refused\n" in left_out
     assert "- third: no such operator\n" in left_out
@@ -172,3 +170,31 @@ def test_calls_from_c_and_python_are_compared(models: Path):
     times = json.loads((models / "out.json").read_text())["models"]["mlp"]
     assert set(times) == {"c", "smelt-call", "smelt-run"} and min(times.values()) > 0
     assert run.stdout.startswith("| model | smelt_run")
+
+
+def test_the_share_of_the_peak_is_the_median_over_pairs():
+    from products import summary
+
+    pairs = [(1.0, 2.0), (1.0, 1.25), (2.0, 2.5), (1.0, 1.25), (4.0, 4.0)]
+    found = summary(100, pairs)
+    assert found["of_peak"] == pytest.approx(0.8) and found["pairs"] == 5
+    assert found["flops"] == pytest.approx(50) and found["peak"] == pytest.approx(100)
+
+
+@pytest.mark.slow
+def test_products_run_beside_the_peak(tmp_path: Path):
+    def run(*options: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, str(BENCH / "products.py"), "--seconds", "0.2", *options],
+            capture_output=True, text=True,
+            env={**os.environ, "SMELT_CACHE": str(tmp_path / "cache")})
+
+    result = run("--sizes", "96,33x40x50", "--against", "ort", "--json", str(tmp_path / "out.json"))
+    assert result.returncode == 0, result.stderr
+    products = json.loads((tmp_path / "out.json").read_text())["products"]
+    assert list(products) == ["96 x 96 x 96", "33 x 40 x 50"]
+    for row in products.values():
+        for engine in ("smelt", "ort"):
+            assert 0 < row[engine]["of_peak"] < 1.5 and row[engine]["flops"] > 1e8
+    assert "| 33 x 40 x 50 | " in result.stdout
+    assert "--sizes '3x4'" in run("--sizes", "3x4").stderr
