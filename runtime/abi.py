@@ -160,6 +160,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "smelt_set_threads": (ctypes.c_int, (_POINTER, _INT)),
     "smelt_threads": (_INT, (_POINTER,)),
     "smelt_run": (ctypes.c_int, (_POINTER, _POINTER, _INT, _POINTER, _INT)),
+    "smelt_run_arrays": (ctypes.c_int, (_POINTER, _POINTER, _POINTER)),
     "smelt_set_shapes": (ctypes.c_int, (_POINTER, _POINTER, _INT)),
     "smelt_output_shape": (ctypes.POINTER(ctypes.c_int64), (_POINTER, _INT)),
     "smelt_size": (ctypes.c_int64, (_POINTER, _INT)),

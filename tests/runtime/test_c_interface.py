@@ -11,7 +11,7 @@ import pytest
 
 import smelt
 from smelt.ir import dtype
-from smelt.runtime import abi, sources
+from smelt.runtime import abi, arrays, sources
 from smelt.runtime.artifact import write_artifact
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -72,7 +72,7 @@ def test_application_under_valgrind(tmp_path, folder):
 
 @pytest.mark.parametrize("standard", ["c11", "c17", "gnu17"])
 def test_headers_compile_alone(tmp_path, standard):
-    for header in ("smelt.h", "program.h"):
+    for header in ("smelt.h", "program.h", "arrays.h"):
         run("gcc", f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only",
             "-x", "c", INCLUDE / header)
 
@@ -89,7 +89,7 @@ def test_the_library_exports_the_interface_and_nothing_else(library):
         pytest.skip("needs nm")
     table = run("nm", "-D", "--defined-only", library("scale"))
     exported = {line.split()[-1] for line in table.splitlines()}
-    header = (INCLUDE / "smelt.h").read_text()
+    header = "".join((INCLUDE / name).read_text() for name in ("smelt.h", "arrays.h"))
     declared = set(re.findall(r"^SMELT_API [^;(]*?(smelt_\w+)\(", header, re.MULTILINE))
     assert exported == declared
     assert set(abi.FUNCTIONS) <= declared
@@ -206,14 +206,22 @@ def test_element_sizes_agree(library):
         assert c.smelt_dtype_name(number) == name.encode()
 
 
-@pytest.mark.parametrize("structure", [abi.Tensor, abi.TensorInfo])
-def test_structures_have_the_layout_of_c(tmp_path, structure):
-    c_name = {"Tensor": "smelt_tensor", "TensorInfo": "smelt_tensor_info"}[structure.__name__]
+STRUCTURES = {
+    "smelt_tensor": abi.Tensor,
+    "smelt_tensor_info": abi.TensorInfo,
+    "smelt_array_layout": arrays.Layout,
+    "smelt_array_call": arrays.Call,
+}
+
+
+@pytest.mark.parametrize("c_name", STRUCTURES)
+def test_structures_have_the_layout_of_c(tmp_path, c_name):
+    structure = STRUCTURES[c_name]
     fields = [name for name, _ in structure._fields_]
     numbers = ", ".join([f"sizeof({c_name})", *(f"offsetof({c_name}, {f})" for f in fields)])
     source = tmp_path / "layout.c"
     source.write_text(
-        '#include "program.h"\n#include <stddef.h>\n#include <stdio.h>\n'
+        '#include "arrays.h"\n#include <stddef.h>\n#include <stdio.h>\n'
         f"int main(void) {{ size_t all[] = {{{numbers}}};\n"
         "for (unsigned i = 0; i < sizeof all / sizeof *all; i++) printf(\"%zu \", all[i]); }\n"
     )
