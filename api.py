@@ -112,7 +112,8 @@ def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,
     """Compares a compiled model with a reference, output by output.
 
     against: "ort", "interpreter" or "data" (outputs in the npz given as input); None is ONNX
-    Runtime where it is installed. artifact: a compiled model in place of compiling `source`.
+    Runtime where it is installed. artifact: a compiled model in place of compiling `source`; every
+    byte of it is checked first.
     rtol: largest error allowed, relative to the reference's largest value; None goes by type.
     bisect: also find the first kernel that differs. Returns what `smelt verify --json` prints:
     "passed", "against", "outputs" with the errors of each, and "bisect".
@@ -124,7 +125,7 @@ def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,
     request = Request(source, target, shapes=shapes, dims=None if artifact else dims,
                       optimize=optimize, exact=exact, passes=passes)
     if artifact is not None:
-        ready = open_artifact_at(Path(artifact), threads)
+        ready = open_artifact_at(Path(artifact), threads, verify=True)
     else:
         ready = open_runnable(source, request, threads, progress)
     arrays = _given(inputs, ready, dims, seed)

@@ -19,8 +19,7 @@ from ..errors import ArtifactError, InputError, UsageError
 from . import abi, arrays
 from .artifact import WEIGHTS, Artifact, open_artifact
 from .dlpack import from_dlpack
-
-LIBRARY = "model.so"
+from .machines import LIBRARY, why_not_here
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,25 @@ class _Library:
 
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
+        refusal = why_not_here(artifact)
+        if refusal:
+            raise ArtifactError(refusal)
         path = artifact.file(LIBRARY)
         try:
             self.c = ctypes.CDLL(str(path))
-            abi.declare(self.c)
-        except (OSError, AttributeError) as error:
+        except OSError as error:
             target = artifact.manifest.get("target", "another target")
             raise ArtifactError(
                 f"The artifact {artifact.path}, made for {target}, cannot be loaded on this "
                 f"machine ({error}): compile the model for it."
+            ) from error
+        try:
+            abi.declare(self.c)
+        except AttributeError as error:
+            made_by = artifact.manifest.get("smelt", "another version")
+            raise ArtifactError(
+                f"The artifact {artifact.path} was made by smelt {made_by}, whose libraries are "
+                f"called otherwise than by this one ({error}): compile the model again."
             ) from error
         handle = ctypes.c_void_p()
         weights = artifact.folder / WEIGHTS
@@ -475,7 +484,13 @@ class Module(Session):
     ):
         artifact = path if isinstance(path, Artifact) else open_artifact(path, verify)
         self._artifact = artifact
-        super().__init__(_Library(artifact), threads)
+        try:
+            library = _Library(artifact)
+        except BaseException:
+            if artifact is not path:
+                artifact.close()
+            raise
+        super().__init__(library, threads)
         self._link_declared()
 
     @property
@@ -505,15 +520,4 @@ class Module(Session):
 
 def load(path: str | Path, threads: int | None = None, verify: bool | None = None) -> Module:
     """Opens a compiled model; see `Module`."""
-    artifact = open_artifact(path, verify)
-    target = artifact.manifest.get("target", "")
-    if target.split(":")[0] != "cpu":
-        artifact.close()
-        raise ArtifactError(f"{path} is made for {target or 'no target'}, not for a CPU.")
-    if artifact.manifest.get("library", LIBRARY) not in artifact.manifest["files"]:
-        artifact.close()
-        raise ArtifactError(
-            f"{path} is source code for {target}: build it into a program, or compile the model "
-            f"for cpu to run it here."
-        )
-    return Module(artifact, threads)
+    return Module(path, threads, verify)

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import platform
+import struct
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import smelt
 import smelt.runtime
 from smelt.errors import ArtifactError, InputError, SmeltError, UsageError
 from smelt.runtime import Module
@@ -252,9 +255,51 @@ def test_another_machines_library(artifact, tmp_path):
         smelt.runtime.load(broken)
 
 
-def test_another_targets_artifact(artifact):
-    with pytest.raises(ArtifactError, match="is made for webgpu, not for a CPU"):
-        smelt.runtime.load(artifact("scale", target="webgpu"))
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF files")
+@pytest.mark.parametrize("form", ["m.smelt", "m.zip"])
+@pytest.mark.parametrize("entrance", [smelt.load, smelt.runtime.load, Module])
+def test_a_library_for_another_machine(artifact, tmp_path, form, entrance):
+    opened = smelt.runtime.artifact.open_artifact(artifact("scale"))
+    files = {name: opened.file(name).read_bytes() for name in opened.manifest["files"]}
+    number, other = (62, "x86_64") if platform.machine() == "aarch64" else (183, "aarch64")
+    library = bytearray(files["model.so"])
+    library[18:20] = struct.pack("<H", number)  # e_machine
+    files["model.so"] = bytes(library)
+    path = smelt.runtime.artifact.write_artifact(tmp_path / form, opened.manifest, files)
+    sentence = f"was compiled for {other} .*on this machine, which is {platform.machine()}: "
+    with pytest.raises(ArtifactError, match=sentence):
+        entrance(path)
+
+
+@pytest.mark.parametrize(
+    ("target", "files", "sentence"),
+    [
+        ("webgpu", ["model.so"], "is made for webgpu, not for a CPU"),
+        ("cpu:wasm32", ["model.wasm", "model.mjs"], "is WebAssembly .cpu:wasm32.*model.mjs"),
+        ("cpu:generic", ["model.c"], "is source code for cpu:generic: build it"),
+    ],
+)
+def test_artifacts_that_this_process_cannot_load(artifact, tmp_path, target, files, sentence):
+    description = {**smelt.runtime.artifact.open_artifact(artifact("scale")).manifest,
+                   "target": target}
+    path = smelt.runtime.artifact.write_artifact(
+        tmp_path / "other", description, dict.fromkeys(files, b"x")
+    )
+    for entrance in (smelt.load, Module):
+        with pytest.raises(ArtifactError, match=sentence):
+            entrance(path)
+
+
+def test_a_library_of_another_interface(artifact, tmp_path):
+    source = tmp_path / "other.c"
+    source.write_text("int smelt_other(void) { return 0; }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", tmp_path / "model.so"], check=True)
+    description = smelt.runtime.artifact.open_artifact(artifact("scale")).manifest
+    path = smelt.runtime.artifact.write_artifact(
+        tmp_path / "old", {**description, "smelt": "0.0.7"}, {"model.so": tmp_path / "model.so"}
+    )
+    with pytest.raises(ArtifactError, match="was made by smelt 0.0.7, .*compile the model again"):
+        smelt.runtime.load(path)
 
 
 # --- threads and sessions ----------------------------------------------------------------------
