@@ -63,7 +63,8 @@ def compile(
     state: Annotated[list[str] | None, typer.Option(
         "--state", metavar="OUT:IN", help="An output that is kept and fed to an input.")] = None,
     threads: Annotated[bool, typer.Option("--threads/--no-threads",
-                                          help="Whether the program may use threads.")] = True,
+                                          help="Whether the program may use threads; without, it "
+                                          "has no locks and no atomics either.")] = True,
     optimize: Optimize = 2,
     exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,98 +15,15 @@ import numpy as np
 from .. import config
 from ..errors import ArtifactError, InputError, UsageError
 from . import abi, arrays
-from .artifact import WEIGHTS, Artifact, open_artifact
+from .artifact import Artifact, open_artifact
 from .dlpack import from_dlpack
-from .machines import LIBRARY, why_not_here
+from .library import Library, TensorSpec, decode, encode
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output: sizes are numbers or expressions of named sizes, such as "N"."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
-
-
-def _close_library(library: ctypes.CDLL, model: int, artifact: Artifact) -> None:
-    library.smelt_close(model)
-    try:
-        from _ctypes import dlclose  # not on Windows
-    except ImportError:
-        pass
-    else:
-        dlclose(library._handle)
-    artifact.close()
-
-
-def _close_session(library: _Library, session: int) -> None:
+def _close_session(library: Library, session: int) -> None:
     # The argument keeps the library loaded until here, in whatever order a cycle is collected.
-    library.c.smelt_session_close(session)
-
-
-class _Library:
-    """An open model: the library of an artifact, with the weights. Goes with its last user."""
-
-    def __init__(self, artifact: Artifact):
-        self.artifact = artifact
-        refusal = why_not_here(artifact)
-        if refusal:
-            raise ArtifactError(refusal)
-        path = artifact.file(LIBRARY)
-        try:
-            self.c = ctypes.CDLL(str(path))
-        except OSError as error:
-            target = artifact.manifest.get("target", "another target")
-            raise ArtifactError(
-                f"The artifact {artifact.path}, made for {target}, cannot be loaded on this "
-                f"machine ({error}): compile the model for it."
-            ) from error
-        try:
-            abi.declare(self.c)
-        except AttributeError as error:
-            made_by = artifact.manifest.get("smelt", "another version")
-            raise ArtifactError(
-                f"The artifact {artifact.path} was made by smelt {made_by}, whose libraries are "
-                f"called otherwise than by this one ({error}): compile the model again."
-            ) from error
-        handle = ctypes.c_void_p()
-        weights = artifact.folder / WEIGHTS
-        programs = self.c.smelt_linked_programs()
-        abi.check(
-            self.c,
-            self.c.smelt_open_program(programs, os.fsencode(weights), ctypes.byref(handle)),
-        )
-        assert handle.value
-        self.model: int = handle.value
-        # Not when the interpreter ends: sessions may still run in other threads then.
-        weakref.finalize(self, _close_library, self.c, self.model, artifact).atexit = False
-        self.inputs = [
-            _spec(self.c.smelt_input_info(self.model, i).contents)
-            for i in range(self.c.smelt_input_count(self.model))
-        ]
-        self.outputs = [
-            _spec(self.c.smelt_output_info(self.model, i).contents)
-            for i in range(self.c.smelt_output_count(self.model))
-        ]
-
-
-# Names are any texts that Python can hold, lone surrogates included.
-def _encode(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")
-
-
-def _decode(name: bytes) -> str:
-    return name.decode("utf-8", "surrogatepass")
-
-
-def _spec(info: abi.TensorInfo) -> TensorSpec:
-    texts = [_decode(info.dims[i]) for i in range(info.rank)]
-    shape = tuple(int(text) if text.isdecimal() else text for text in texts)
-    return TensorSpec(_decode(info.name), abi.DTYPE_NAMES[info.dtype], shape)
+    with library.counting:
+        library.c.smelt_session_close(session)
 
 
 def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
@@ -153,12 +68,13 @@ class Session:
     Calls on one session from several threads run one after another.
     """
 
-    def __init__(self, library: _Library, threads: int | None):
+    def __init__(self, library: Library, threads: int | None):
         self._library = library
         self._c = c = library.c
         handle = ctypes.c_void_p()
         count = config.num_threads() if threads is None else _thread_count(threads)
-        abi.check(c, c.smelt_session_open(library.model, count, ctypes.byref(handle)))
+        with library.counting:
+            abi.check(c, c.smelt_session_open(library.model, count, ctypes.byref(handle)))
         assert handle.value
         self._handle: int = handle.value
         self._close = weakref.finalize(self, _close_session, library, self._handle)
@@ -394,7 +310,7 @@ class Session:
                 index = self._position[input]
                 array = self._plain(index, initial)
                 start = ctypes.byref(_described(array, self._library.inputs[index]))
-            abi.check(c, c.smelt_link_state(self._handle, _encode(output), _encode(input), start))
+            abi.check(c, c.smelt_link_state(self._handle, encode(output), encode(input), start))
             del array  # copied
             self._links[input] = output
             self._set_visible()
@@ -402,7 +318,7 @@ class Session:
     def unlink_state(self, input: str) -> None:
         """Ends the link of an input."""
         with self._lock:
-            abi.check(self._c, self._c.smelt_unlink_state(self._open(), _encode(input)))
+            abi.check(self._c, self._c.smelt_unlink_state(self._open(), encode(input)))
             del self._links[input]
             self._set_visible()
 
@@ -415,7 +331,7 @@ class Session:
         """A copy of the state of an input; None if it is zeros of a shape not yet known."""
         tensor = abi.Tensor()
         with self._lock:
-            code = self._c.smelt_state(self._open(), _encode(input), ctypes.byref(tensor))
+            code = self._c.smelt_state(self._open(), encode(input), ctypes.byref(tensor))
             abi.check(self._c, code)
             spec = self._library.inputs[self._position[input]]
             if spec.shape and not tensor.shape:
@@ -485,7 +401,7 @@ class Module(Session):
         artifact = path if isinstance(path, Artifact) else open_artifact(path, verify)
         self._artifact = artifact
         try:
-            library = _Library(artifact)
+            library = Library(artifact)
         except BaseException:
             if artifact is not path:
                 artifact.close()
@@ -500,7 +416,7 @@ class Module(Session):
 
     @property
     def name(self) -> str:
-        return _decode(self._c.smelt_model_name(self._library.model))
+        return decode(self._c.smelt_model_name(self._library.model))
 
     @property
     def isa(self) -> str:

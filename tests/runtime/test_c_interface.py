@@ -1,12 +1,15 @@
 """The C interface from C, with compilers, sanitizers and processors of every kind at hand."""
 
 import ctypes
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 import smelt
@@ -145,6 +148,46 @@ def test_wasm_without_threads(tmp_path, folder):
         tmp_path / "scale.wasm", "-DSMELT_NO_THREADS", "-mexec-model=reactor",
         PROGRAMS / "scale.c", compiler=zig("-target", "wasm32-wasi"),
     )
+
+
+def test_without_threads_nothing_is_synchronised(tmp_path):
+    for file in [*C_FILES, PROGRAMS / "scale.c"]:
+        text = run("gcc", *STRICT, f"-I{INCLUDE}", "-DSMELT_NO_THREADS", "-E", "-P", file)
+        found = re.findall(r"_Atomic\b|\batomic_\w+|__(?:atomic|sync)_\w+ *\(|_Thread_local", text)
+        assert not found, (file, found)
+    binary = build(tmp_path / "library.so", "-shared", "-DSMELT_NO_THREADS", PROGRAMS / "scale.c")
+    assert_no_locked_instructions(binary)
+
+
+def assert_no_locked_instructions(binary: Path) -> None:
+    """On x86-64: no bus lock, no exchange with memory (which locks), no fence."""
+    if platform.machine() != "x86_64" or shutil.which("objdump") is None:
+        return
+    code = run("objdump", "-d", "--no-show-raw-insn", binary)
+    locked = re.findall(r"^.*(?:\block\b|\bxchg\b.*\(|\bmfence\b).*$", code, re.MULTILINE)
+    assert "ret" in code and not locked
+
+
+def test_a_model_compiled_without_threads_synchronises_nothing(tmp_path):
+    f32 = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["h"]),
+         onnx.helper.make_node("Softmax", ["h"], ["y"])], "g",
+        [onnx.helper.make_tensor_value_info("x", f32, [700, 64])],
+        [onnx.helper.make_tensor_value_info("y", f32, [700, 96])],
+        [onnx.numpy_helper.from_array(np.full((64, 96), 0.5, np.float32), "w")])
+    for threads in (True, False):
+        model = smelt.compile(onnx.helper.make_model(graph), threads=threads,
+                              output=tmp_path / "m.smelt")
+        library = tmp_path / "m.smelt/model.so"
+        needed = run("nm", "-D", "--undefined-only", library)
+        assert ("pthread_create" in needed) is threads
+        if not threads:
+            assert_no_locked_instructions(library)
+            module = model.session(threads=4)
+            assert module.threads == 1
+            x = np.ones((700, 64), np.float32)
+            np.testing.assert_allclose(module(x), np.full((700, 96), 1 / 96), rtol=1e-6)
 
 
 def test_without_threads(tmp_path, folder):

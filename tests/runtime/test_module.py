@@ -302,6 +302,22 @@ def test_a_library_of_another_interface(artifact, tmp_path):
         smelt.runtime.load(path)
 
 
+def test_an_artifact_that_replaces_one_in_use(artifact):
+    path = artifact("scale")
+    for turn in range(3):
+        first = smelt.runtime.load(path, threads=1)
+        check(first(X + turn, A), X + turn, 1)
+        artifact("identity", "-DDTYPE=12", "-DBYTES=4")  # in the same place
+        second = smelt.runtime.load(path, threads=1)
+        np.testing.assert_array_equal(second(X[0] + turn), X[0] + turn)
+        artifact("scale")
+        third = smelt.runtime.load(path, threads=1)
+        for _ in range(2):
+            check(third(X, A), X, 1)
+            check(first(X, A), X, 1)
+            assert [m.name for m in (first, second, third)] == ["scale", "identity", "scale"]
+
+
 # --- threads and sessions ----------------------------------------------------------------------
 
 
