@@ -16,6 +16,9 @@ from cpu.native_graphs import VARIANTS, Cases, check, interpreted
 from onnx import TensorProto, helper, numpy_helper
 
 from smelt.frontend.onnx.loader import load_model
+from smelt.ir import dtype as dt
+from smelt.ir.graph.core import Value
+from smelt.ir.program import Program
 
 TEMPLATES = re.compile(r"k\d+_(conv|conv_transpose|depthwise|winograd|matmul)$")
 
@@ -66,12 +69,17 @@ class OnnxCases(Cases):
         return [np.asarray(y) for y in session.run(None, named)]
 
 
+def check_kernels(c: Cases, program: Program) -> None:
+    """There are as many kernels by templates as outputs."""
+    names = [k.name for k in program.kernels()]
+    assert sum(bool(TEMPLATES.match(n)) for n in names) >= len(c.graph.outputs), names
+
+
 def verified(c: OnnxCases, target: str) -> None:
     """Native and interpreted results are those of ONNX Runtime, each node by a template."""
     c.finished()
     program = check(c, target, 0, 2e-4)
-    names = [k.name for k in program.kernels()]
-    assert sum(bool(TEMPLATES.match(n)) for n in names) >= len(c.results), names
+    check_kernels(c, program)
     for got, want in zip(interpreted(c, program), c.expected(), strict=True):
         np.testing.assert_allclose(got, want, 0, 2e-4)
 
@@ -121,3 +129,76 @@ def test_random_forms(op, rank, target, rng):
     for groups, channels, features in FORMS:
         random_form(c, op, rank, groups, channels, features)
     verified(c, target)
+
+
+def test_parts_of_lines_and_pointwise_groups(rng):
+    """Few long lines are divided among tasks; the pixels of pointwise convolutions are one line."""
+    c = OnnxCases(int(rng.integers(1 << 31)))
+    c.node("Conv", c.normal(1, 24, 1999), c.normal(32, 24, 5), pads=[3, 1], strides=[2])
+    c.node("Conv", c.normal(2, 12, 4001), c.normal(20, 3, 3), group=4, dilations=[2])
+    c.node("ConvTranspose", c.normal(1, 16, 1201), c.normal(16, 32, 5), strides=[3], pads=[1, 2])
+    c.node("Conv", c.normal(2, 15, 13, 17), c.normal(33, 5, 1, 1), "Relu", group=3)
+    c.node("Conv", c.normal(1, 8, 3, 5, 7), c.normal(16, 1, 1, 1, 1), "Sigmoid", group=8)
+    verified(c, "cpu")
+
+
+def test_long_weights_are_divided_by_panels(rng):
+    c = OnnxCases(int(rng.integers(1 << 31)))
+    c.node("Conv", c.normal(1, 192, 4, 5), c.normal(288, 64, 3, 3) / 24, group=3, pads=[1] * 4)
+    c.node("ConvTranspose", c.normal(1, 72, 3, 4), c.normal(72, 144, 4, 4) / 24, strides=[2, 2])
+    c.node("Conv", c.normal(1, 3400, 3), c.normal(3400, 4, 11) / 6, group=850, pads=[5, 5])
+    verified(c, "cpu")
+
+
+@pytest.mark.parametrize("target", VARIANTS[:2])
+def test_symbolic_sizes(target, rng):
+    c = Cases(int(rng.integers(1 << 31)), symbolic=True)
+
+    def weights(*shape: int) -> Value:
+        return c.graph.constant(c.rng.standard_normal(shape).astype(np.float32))
+
+    for groups, channels in ((2, 20), (5, 10), (1, 6)):
+        x = c.input(2, channels, 9, 14, fixed=(1,))
+        c.output(c.graph.add("conv", [x, weights(40, channels // groups, 3, 2)], {
+            "groups": groups, "low": (1, 0), "high": (0, 2), "strides": (2, 1)}))
+        x = c.input(1, channels, 7, 11, fixed=(1,))
+        sizes = tuple((d - 1) * s + 3 for d, s in zip(x.shape[2:], (2, 3), strict=True))
+        c.output(c.graph.add("conv_transpose", [x, weights(channels, 20, 4, 4)], {
+            "groups": groups, "low": (1, 0), "sizes": sizes, "strides": (2, 3),
+            "dilations": (1, 2)}))
+        x = c.input(2, channels, 23, fixed=(1,))
+        c.output(c.graph.add("relu", [c.graph.add(
+            "conv", [x, weights(20, channels // groups, 1)], {"groups": groups})]))
+    check(c, target, 0, 2e-4, ["conv_transpose"])
+
+
+@pytest.mark.parametrize("target", VARIANTS)
+def test_groups_of_integers_are_exact(target, rng):
+    """8-bit groups of every width, with a zero point and without one, whose lines end in borders
+    that begin within a group of four."""
+    c = Cases(int(rng.integers(1 << 31)))
+    g = c.graph
+    for groups, channels, features in ((1, 3, 5), (1, 1, 17), (2, 6, 8), (3, 5, 1), (4, 4, 4),
+                                       (6, 1, 2), (8, 3, 3)):
+        for zero in (0, 77):
+            x = c.input(dtype=dt.u8, array=c.rng.integers(
+                0, 256, (1, groups * channels, 7, 9)).astype(np.uint8))
+            wide = g.add("sub", [g.add("cast", [x], {"to": dt.i32}), g.constant(np.int32(zero))])
+            w = c.rng.integers(-128, 128, (groups * features, channels, 3, 3)).astype(np.int8)
+            c.output(g.add("conv", [wide, g.constant(w)], {
+                "low": (1, 2), "high": (2, 1), "groups": groups, "dtype": dt.i32}))
+    check(c, target, 0, 0)
+
+
+def test_no_product_crosses_groups(rng):
+    """Infinities stay in their own groups."""
+    c = OnnxCases(int(rng.integers(1 << 31)))
+    for groups in (2, 4, 8):
+        x = c.normal(1, 16, 6, 5)
+        x[:, 1] = np.inf
+        c.node("Conv", x, np.abs(c.normal(16, 16 // groups, 3, 3)), group=groups, pads=[1] * 4)
+    c.finished()
+    _, run = c.compiled("cpu")
+    for got, want in zip(run(1), c.expected(), strict=True):
+        np.testing.assert_array_equal(np.isinf(got), np.isinf(want))
+        np.testing.assert_allclose(got, want, 0, 2e-4)
