@@ -167,7 +167,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     right_outer = outer_value(group, right)
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
     lanes = low.machine.lanes
-    flat = right.rank == 2 and _flattens(group, root)
+    flat = right.rank == 2 and walks_as_one(group, root)
     height = _product(left.shape[:-1]) if flat else rows
     tile = choose(height if isinstance(height, int) else None,
                   columns if isinstance(columns, int) else 4 * lanes, registers)
@@ -217,7 +217,7 @@ def _loaded(group: Group, root: Node) -> list[Value]:
     return [v for n in group.nodes if n is not root for v in n.inputs if v is not None]
 
 
-def _flattens(group: Group, root: Node) -> bool:
+def walks_as_one(group: Group, root: Node) -> bool:
     """Whether batch and rows can be walked as one: every other operand has the output's shape or
     varies along the last axis only."""
     out = root.output
@@ -252,7 +252,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
 
     if not batch and dot is F32 and is_deep(
             shape.rows, shape.inner, shape.columns, tile, lanes):
-        lead, between = _places(out)
+        lead, between = places(out)
 
         def store(part: Tile, acc: Buffer, panel: Expr, row: Expr) -> None:
             store_tile(b, epilogue, part, lanes, acc, panel, columns, width,
@@ -269,7 +269,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         panel, m, step = b.let("p", panel), b.let("m", m), b.let("s", step)
         a_base, b_base = place(m)
         a_base, b_base = b.let("ab", a_base), b.let("bb", b_base + panel * dot.steps(inner) * width)
-        lead, between = (unflatten(m, batch), ()) if batch else _places(out)
+        lead, between = (unflatten(m, batch), ()) if batch else places(out)
 
         def rows_of(start: Expr, height: int, fetch: Fetch | None = None) -> None:
             _tile(b, epilogue, dot, Tile(height, tile.vectors), lanes, x, packed, a_base, b_base,
@@ -299,7 +299,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
                 rest()
 
 
-def _places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
+def places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
     """The indices before and behind the row when the rows of all batches count as one: along the
     last axis that is more than one long."""
     axis = max((a for a in range(out.rank - 1) if not same(out.shape[a], 1)), default=0)
@@ -369,16 +369,18 @@ def _tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int, x: B
 
 
 def store_tile(b: Builder, epilogue: Epilogue, tile: Tile, lanes: int, acc: Buffer, panel: Expr,
-               columns: Expr, width: int, index) -> None:
+               columns: Expr, width: int, index, start: Expr | None = None) -> None:
     """Stores a register tile whose columns start at panel * width, cutting those beyond the end.
+    The `columns` that may be stored are those from `start` on, when given.
 
     `index(r, column)` is the output index of row r. A long epilogue runs in a loop over the rows
     of the tile, spilled to the stack; a short one is unrolled over registers. Without vectors all
     elements take one loop, because the size of the code counts.
     """
-    column = var("column", extent=columns)
+    origin = const(0) if start is None else start
+    column = var("column", extent=origin + columns)
     if lanes == 1 and tile.rows * tile.vectors > 1:
-        _store_elements(b, epilogue, tile, acc, panel, columns, index)
+        _store_elements(b, epilogue, tile, acc, panel, columns, index, origin)
         return
     looped = tile.rows > 1 and epilogue.length() * tile.rows * tile.vectors > UNROLLED_EPILOGUE
     spill = None
@@ -398,7 +400,7 @@ def store_tile(b: Builder, epilogue: Epilogue, tile: Tile, lanes: int, acc: Buff
             put(r, lambda v: load(kept, ((r * tile.vectors + v) * lanes,), lanes))
 
     def store(r, v: int, result: Expr, count: Expr | None) -> None:
-        base = panel * width + v * lanes
+        base = origin + panel * width + v * lanes
         epilogue.store(index(r, column), column, base, lanes, result, count)
 
     def whole() -> None:
@@ -419,9 +421,9 @@ def store_tile(b: Builder, epilogue: Epilogue, tile: Tile, lanes: int, acc: Buff
 
 
 def _store_elements(b: Builder, epilogue: Epilogue, tile: Tile, acc: Buffer, panel: Expr,
-                    columns: Expr, index) -> None:
+                    columns: Expr, index, origin: Expr) -> None:
     """Stores a tile of scalars, spilled to the stack, one element after the other."""
-    column = var("column", extent=columns)
+    column = var("column", extent=origin + columns)
     spill = b.alloc("tile", acc.dtype, (tile.rows * tile.vectors,))
     for r in range(tile.rows):
         for v in range(tile.vectors):
@@ -431,4 +433,5 @@ def _store_elements(b: Builder, epilogue: Epilogue, tile: Tile, acc: Buffer, pan
         width = b.let("width", op("min", columns - panel * width, width))
     with b.loop("r", tile.rows) as r, b.loop("v", width) as v:
         result = load(spill, (r * tile.vectors + v,))
-        epilogue.store(index(r, column), column, panel * tile.vectors + v, 1, result, None)
+        epilogue.store(index(r, column), column, origin + panel * tile.vectors + v, 1, result,
+                       None)
