@@ -163,11 +163,14 @@ class Session:
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Runs the model on arrays by name; returns its outputs by name."""
-        names = self._names_in
-        if len(inputs) == len(names) and all([name in inputs for name in names]):
-            results = self._run(tuple([inputs[name] for name in names]))
-        else:
+        try:
+            args = tuple([inputs[name] for name in self._names_in])
+        except KeyError:
+            args = None
+        if args is None or len(inputs) != len(args):
             results = self._run_named((), inputs)
+        else:
+            results = self._run(args)
         return dict(zip(self._names_out, results))
 
     def _run_named(
