@@ -20,6 +20,7 @@ from ..lower.loops import LoopWriter, write_elements
 from ..lower.lowering import Lowering
 from .deep_gemm import is_deep, write_deep
 from .dot import F32, Dot, Fetch, ahead_of, choose_dot
+from .flat_gemm import MOST_ROWS, chunk_of, write_flat
 from .microkernel import Epilogue, accumulators
 from .tiles import Registers, Tile, choose, split_rows
 
@@ -180,6 +181,12 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
     if lanes > 1 and not epilogue.vectorisable():
         return False
+    if constant is None and dot is F32 and lanes > 1 and isinstance(height, int) \
+            and height <= MOST_ROWS:
+        _write_unpacked(low, group, ops, epilogue, height, () if flat else out.shape[:-2], left,
+                        right, registers)
+        finish(low, node, ops, wrap(out.type.numel) * wrap(inner) * 2)
+        return True
     if constant is not None:
         array = dot.pack(constant[..., None, :, :], width)
         packed = low.constant(array, TensorType(dot.packed, array.shape))
@@ -297,6 +304,31 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         if len(blocks) > 1:
             with b.when(op("eq", step, tasks_per_panel - 1)):
                 rest()
+
+
+def _write_unpacked(low: Lowering, group: Group, ops: Operands, epilogue: Epilogue, rows: int,
+                    batch, left: Value, right: Value, registers: Registers) -> None:
+    """The loops of a product of a few rows with a matrix that is read in place."""
+    for value in (left, right):
+        add_operand(low, group, ops, value)
+    b, out, lanes = ops.b, epilogue.root, registers.lanes
+    inner, columns = left.shape[-1], right.shape[-1]
+    chunk = chunk_of(rows, inner, columns, lanes)
+    chunks = (wrap(columns) + (chunk - 1)) // chunk
+    work = 2 * rows * chunk * (inner if isinstance(inner, int) else 256)
+    column = var("column", extent=wrap(columns))
+    with b.loop("t", _product([wrap(d) for d in batch]) * chunks, "parallel",
+                grain=max(1, TASK_FLOPS // max(1, work))) as t:
+        index = unflatten(b.let("m", t // chunks), batch) if batch else ()
+        lead, between = (index, ()) if batch else places(out)
+        offsets = [flat_index(broadcast_index(index, v.shape[:-2], batch), v.shape[:-2])
+                   * wrap(v.shape[-2]) * wrap(v.shape[-1]) if batch else const(0)
+                   for v in (left, right)]
+        a_base, b_base = (b.let("base", offset) for offset in offsets)
+        write_flat(b, ops.buffers[left], a_base, ops.buffers[right], b_base, rows, inner, columns,
+                   b.let("first", t % chunks * chunk), chunk, registers,
+                   lambda r, base, result, count: epilogue.store(
+                       (*lead, r, *between, column), column, base, lanes, result, count))
 
 
 def places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
