@@ -18,7 +18,7 @@ from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer, load
 from .tiles import Registers
 
-MOST_ROWS = 16
+MOST_ROWS = 32
 """Rows of the left operand up to which a product is flat."""
 
 BLOCK = 8

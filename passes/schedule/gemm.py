@@ -16,7 +16,7 @@ from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer, load
 from ...ir.program import Storage
 from ..lower.generic import Group, materialise
-from ..lower.loops import LoopWriter, write_elements
+from ..lower.loops import PARALLEL_WORK, LoopWriter
 from ..lower.lowering import Lowering
 from .deep_gemm import is_deep, write_deep
 from .dot import F32, Dot, Fetch, ahead_of, choose_dot
@@ -32,6 +32,9 @@ LEAST_TASKS = 32
 
 UNROLLED_EPILOGUE = 160
 """Operations of an epilogue, over all vectors of a tile, that are unrolled."""
+
+PACKED_ROWS = 8
+"""Rows that are packed together."""
 
 TASK_FLOPS = 200_000
 """Work of one parallel task: large against a fork-join of a few microseconds."""
@@ -120,28 +123,30 @@ def pack_runtime(low: Lowering, source: Value, width: int) -> Storage:
     b = Builder(low.kernel_name("pack"))
     x = b.param("x", source.dtype, (source.type.numel,))
     y = b.param("y", source.dtype, (type.numel,))
-    whole = wrap(n) // width
-    batch, rows = count, wrap(k)
-    strides = (panels * rows * width, rows * width, wrap(width), wrap(1))
-
-    def element(index):
-        m, p, row, j = index
-        return load(x, ((m * rows + row) * wrap(n) + p * width + j,))
-
-    write_elements(b, low.machine, y, (batch, whole, rows, width), element, strides=strides)
+    lanes, rows, whole = low.machine.lanes, wrap(k), wrap(n) // width
     rest = wrap(n) - whole * width
-    if rest is not const(0):
-        # The last panel: its columns, then zeros.
-        with b.loop("m", batch) as m, b.loop("p", panels - whole), b.loop("k", rows) as row:
-            at = m * strides[0] + whole * strides[1] + row * width
-            lanes = low.machine.lanes
-            for v in range(0, width, lanes):
-                left = op("max", op("min", rest - v, lanes), 0)
-                value = load(x, ((m * rows + row) * wrap(n) + whole * width + v,), lanes, left) \
-                    if lanes > 1 else op("select", op("gt", left, 0), load(
-                        x, ((m * rows + row) * wrap(n) + whole * width + v,)),
-                        const(0, x.dtype))
-                b.store(y, (at + v,), value)
+    blocks = (rows + (PACKED_ROWS - 1)) // PACKED_ROWS
+    work = PACKED_ROWS * (n if isinstance(n, int) else 256)
+    # Blocks of rows outermost: both sides are walked in runs of several lines of one page.
+    with b.loop("t", count * blocks, "parallel", grain=max(1, PARALLEL_WORK // work)) as t:
+        m, first = b.let("m", t // blocks), b.let("first", t % blocks * PACKED_ROWS)
+
+        def panel(p: Expr, rest: Expr | None) -> None:
+            with b.loop("k", op("min", rows - first, PACKED_ROWS)) as row:
+                source_at = b.let("from", (m * rows + first + row) * wrap(n) + p * width)
+                at = b.let("to", ((m * panels + p) * rows + first + row) * width)
+                for v in range(0, width, lanes):
+                    left = None if rest is None else op("max", op("min", rest - v, lanes), 0)
+                    value = load(x, (source_at + v,), lanes, left if lanes > 1 else None)
+                    if left is not None and lanes == 1:
+                        value = op("select", op("gt", left, 0), value, const(0, x.dtype))
+                    b.store(y, (at + v,), value)
+
+        with b.loop("p", whole) as p:
+            panel(p, None)
+        if rest is not const(0):
+            with b.when(op("gt", rest, 0)):  # The last panel: its columns, then zeros.
+                panel(whole, rest)
     low.launch(b.kernel(1, 0, type.numel * (2 * source.dtype.itemsize)),
                [low.storage(source), target])
     return target

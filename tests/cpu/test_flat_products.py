@@ -1,4 +1,5 @@
-"""Products of a few rows with matrices that only a run knows, against numpy.
+"""Products with matrices that only a run knows, against numpy: read in place by a few rows, packed
+for more.
 
 Tolerance: sums of n products in another order differ by at most about n units in the last place of
 the sum of magnitudes; 2e-4 leaves a margin for n up to a thousand.
@@ -38,6 +39,20 @@ def test_products(target, rng):
     program = check(c, target, 0, 2e-4)
     if target != "cpu:generic":  # Loops of scalars read packed operands.
         assert "pack" not in names(program)
+    for got, want in zip(interpreted(c, program), c.expected(), strict=True):
+        np.testing.assert_allclose(got, want, 0, 2e-4)
+
+
+@pytest.mark.parametrize("target", VARIANTS)
+def test_packed_matrices(target, rng):
+    """Blocks of rows and panels that end early, of one matrix and of several."""
+    m = flat_gemm.MOST_ROWS + 1
+    c = Cases(int(rng.integers(1 << 31)))
+    for k, n in ((1, 1), (7, 16), (8, 33), (17, 97), (64, 128)):
+        c.output(c.graph.add("matmul", [c.input(m, k), c.input(k, n)]))
+    for lead_a, lead_b in (((3,), (3,)), ((2, 3), (1, 3)), ((2,), ())):
+        c.output(c.graph.add("matmul", [c.input(*lead_a, m, 11), c.input(*lead_b, 11, 35)]))
+    program = check(c, target, 0, 2e-4, ["pack"])
     for got, want in zip(interpreted(c, program), c.expected(), strict=True):
         np.testing.assert_allclose(got, want, 0, 2e-4)
 
