@@ -16,10 +16,11 @@ from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer, load
 from ...ir.program import Storage
 from ..lower.generic import Group, materialise
-from ..lower.loops import LoopWriter, write_elements
+from ..lower.loops import PARALLEL_WORK, LoopWriter
 from ..lower.lowering import Lowering
 from .deep_gemm import is_deep, write_deep
 from .dot import F32, Dot, Fetch, ahead_of, choose_dot
+from .flat_gemm import MOST_ROWS, chunk_of, write_flat
 from .microkernel import Epilogue, accumulators
 from .tiles import Registers, Tile, choose, split_rows
 
@@ -31,6 +32,9 @@ LEAST_TASKS = 32
 
 UNROLLED_EPILOGUE = 160
 """Operations of an epilogue, over all vectors of a tile, that are unrolled."""
+
+PACKED_ROWS = 8
+"""Rows that are packed together."""
 
 TASK_FLOPS = 200_000
 """Work of one parallel task: large against a fork-join of a few microseconds."""
@@ -119,28 +123,30 @@ def pack_runtime(low: Lowering, source: Value, width: int) -> Storage:
     b = Builder(low.kernel_name("pack"))
     x = b.param("x", source.dtype, (source.type.numel,))
     y = b.param("y", source.dtype, (type.numel,))
-    whole = wrap(n) // width
-    batch, rows = count, wrap(k)
-    strides = (panels * rows * width, rows * width, wrap(width), wrap(1))
-
-    def element(index):
-        m, p, row, j = index
-        return load(x, ((m * rows + row) * wrap(n) + p * width + j,))
-
-    write_elements(b, low.machine, y, (batch, whole, rows, width), element, strides=strides)
+    lanes, rows, whole = low.machine.lanes, wrap(k), wrap(n) // width
     rest = wrap(n) - whole * width
-    if rest is not const(0):
-        # The last panel: its columns, then zeros.
-        with b.loop("m", batch) as m, b.loop("p", panels - whole), b.loop("k", rows) as row:
-            at = m * strides[0] + whole * strides[1] + row * width
-            lanes = low.machine.lanes
-            for v in range(0, width, lanes):
-                left = op("max", op("min", rest - v, lanes), 0)
-                value = load(x, ((m * rows + row) * wrap(n) + whole * width + v,), lanes, left) \
-                    if lanes > 1 else op("select", op("gt", left, 0), load(
-                        x, ((m * rows + row) * wrap(n) + whole * width + v,)),
-                        const(0, x.dtype))
-                b.store(y, (at + v,), value)
+    blocks = (rows + (PACKED_ROWS - 1)) // PACKED_ROWS
+    work = PACKED_ROWS * (n if isinstance(n, int) else 256)
+    # Blocks of rows outermost: both sides are walked in runs of several lines of one page.
+    with b.loop("t", count * blocks, "parallel", grain=max(1, PARALLEL_WORK // work)) as t:
+        m, first = b.let("m", t // blocks), b.let("first", t % blocks * PACKED_ROWS)
+
+        def panel(p: Expr, rest: Expr | None) -> None:
+            with b.loop("k", op("min", rows - first, PACKED_ROWS)) as row:
+                source_at = b.let("from", (m * rows + first + row) * wrap(n) + p * width)
+                at = b.let("to", ((m * panels + p) * rows + first + row) * width)
+                for v in range(0, width, lanes):
+                    left = None if rest is None else op("max", op("min", rest - v, lanes), 0)
+                    value = load(x, (source_at + v,), lanes, left if lanes > 1 else None)
+                    if left is not None and lanes == 1:
+                        value = op("select", op("gt", left, 0), value, const(0, x.dtype))
+                    b.store(y, (at + v,), value)
+
+        with b.loop("p", whole) as p:
+            panel(p, None)
+        if rest is not const(0):
+            with b.when(op("gt", rest, 0)):  # The last panel: its columns, then zeros.
+                panel(whole, rest)
     low.launch(b.kernel(1, 0, type.numel * (2 * source.dtype.itemsize)),
                [low.storage(source), target])
     return target
@@ -180,6 +186,12 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
     if lanes > 1 and not epilogue.vectorisable():
         return False
+    if constant is None and dot is F32 and lanes > 1 and isinstance(height, int) \
+            and height <= MOST_ROWS:
+        _write_unpacked(low, group, ops, epilogue, height, () if flat else out.shape[:-2], left,
+                        right, registers)
+        finish(low, node, ops, wrap(out.type.numel) * wrap(inner) * 2)
+        return True
     if constant is not None:
         array = dot.pack(constant[..., None, :, :], width)
         packed = low.constant(array, TensorType(dot.packed, array.shape))
@@ -297,6 +309,31 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         if len(blocks) > 1:
             with b.when(op("eq", step, tasks_per_panel - 1)):
                 rest()
+
+
+def _write_unpacked(low: Lowering, group: Group, ops: Operands, epilogue: Epilogue, rows: int,
+                    batch, left: Value, right: Value, registers: Registers) -> None:
+    """The loops of a product of a few rows with a matrix that is read in place."""
+    for value in (left, right):
+        add_operand(low, group, ops, value)
+    b, out, lanes = ops.b, epilogue.root, registers.lanes
+    inner, columns = left.shape[-1], right.shape[-1]
+    chunk = chunk_of(rows, inner, columns, lanes)
+    chunks = (wrap(columns) + (chunk - 1)) // chunk
+    work = 2 * rows * chunk * (inner if isinstance(inner, int) else 256)
+    column = var("column", extent=wrap(columns))
+    with b.loop("t", _product([wrap(d) for d in batch]) * chunks, "parallel",
+                grain=max(1, TASK_FLOPS // max(1, work))) as t:
+        index = unflatten(b.let("m", t // chunks), batch) if batch else ()
+        lead, between = (index, ()) if batch else places(out)
+        offsets = [flat_index(broadcast_index(index, v.shape[:-2], batch), v.shape[:-2])
+                   * wrap(v.shape[-2]) * wrap(v.shape[-1]) if batch else const(0)
+                   for v in (left, right)]
+        a_base, b_base = (b.let("base", offset) for offset in offsets)
+        write_flat(b, ops.buffers[left], a_base, ops.buffers[right], b_base, rows, inner, columns,
+                   b.let("first", t % chunks * chunk), chunk, registers,
+                   lambda r, base, result, count: epilogue.store(
+                       (*lead, r, *between, column), column, base, lanes, result, count))
 
 
 def places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
