@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...ir.graph.core import Graph
 from .base import Pass, PassReport, Pipeline
 from .canonicalise import Canonicalise
+from .chain import Chain
 from .cse import CommonSubexpressions
 from .dce import DeadCode
 from .fold import Fold
@@ -23,12 +24,13 @@ from .zero_points import ZeroPoints
 class Options:
     """`passes` replaces the default pipeline (its text form). `channels_last` puts the spatial
     operators into that layout and lets integer products read 8-bit operands; `attention` makes one
-    node of attention written out, for targets with a kernel for it; `fuse` False leaves every node
-    a kernel of its own."""
+    node of attention written out, and `chains` one of products and depthwise convolutions in a row,
+    for targets with kernels for them; `fuse` False leaves every node a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False
     attention: bool = False
+    chains: bool = False
     fuse: bool = True
 
 
@@ -45,6 +47,8 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
                Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode()]
     if options.fuse:
         passes.append(Fuse())
+        if options.chains:
+            passes.append(Chain())
     return Pipeline(tuple(passes))
 
 

@@ -66,10 +66,8 @@ def write_depthwise(low: Lowering, node: Node, group: Group, root: Node, x: Valu
         add_operand(low, group, ops, x)
         image = ops.buffers[x]
     blocks = -(-channels // lanes)
-    # Vectors hold 8-bit factors as f32, whose sums are exact; scalars need not.
     kind = weights_type(w, lanes)
-    array = np.zeros((int(np.prod(window.size)), blocks * lanes), kind.numpy)
-    array[:, :channels] = weights.reshape(channels, -1).T
+    array = pack_depthwise(weights, lanes, kind)
     storage = low.constant(array, TensorType(kind, array.shape))
     packed = b.param("packed", kind, (array.size,))
     ops.args.append(storage)
@@ -95,12 +93,22 @@ def write_depthwise(low: Lowering, node: Node, group: Group, root: Node, x: Valu
 
 def weights_type(weights: Value, lanes: int) -> DType:
     """The type of packed depthwise weights."""
+    # Vectors hold 8-bit factors as f32, whose sums are exact; scalars need not.
     return weights.dtype if lanes == 1 else dt.f32
+
+
+def pack_depthwise(weights: np.ndarray, lanes: int, kind: DType) -> np.ndarray:
+    """[taps, C rounded up to whole vectors] of weights [C, 1, window]."""
+    channels = weights.shape[0]
+    array = np.zeros((int(np.prod(weights.shape[2:])), -(-channels // lanes) * lanes), kind.numpy)
+    array[:, :channels] = weights.reshape(channels, -1).T
+    return array
 
 
 @dataclass
 class DepthwisePlan:
-    """What a depthwise kernel's loops share."""
+    """What a depthwise kernel's loops share. `source` and `target` are the (image, line) that the
+    buffers read and written start with: not the first ones where they hold a band of lines."""
 
     b: Builder
     epilogue: Epilogue
@@ -113,6 +121,8 @@ class DepthwisePlan:
     height: Expr
     wide: Expr
     lift: bool
+    source: tuple[Expr, Expr] = (const(0), const(0))
+    target: tuple[Expr, Expr] = (const(0), const(0))
 
     def row(self, n: Expr, oy: Expr, columns: Any) -> None:
         """One row of output pixels: border pixels one by one, the rest in tiles."""
@@ -164,8 +174,8 @@ class DepthwisePlan:
         with b.loop("k", w.size[0]) as ky:
             y = b.let("y", top + ky * w.dilations[0])
             with b.when(op("and", op("ge", y, 0), op("lt", y, self.height))):
-                base = b.let("base", ((n * self.height + y) * self.wide + start) * self.channels
-                             + v * lanes)
+                line = (n - self.source[0]) * self.height + y - self.source[1]
+                base = b.let("base", (line * self.wide + start) * self.channels + v * lanes)
 
                 def tap(kx: Expr, ky=ky, base=base) -> None:
                     weight = b.let("w", cast(load(
@@ -188,6 +198,7 @@ class DepthwisePlan:
                             tap(kx)
         column = var("column", extent=wrap(self.channels))
         for r in range(rows):
-            index = (n, ox + r, column) if self.lift else (n, oy, ox + r, column)
+            image, line = n - self.target[0], oy - self.target[1]
+            index = (image, ox + r, column) if self.lift else (image, line, ox + r, column)
             result = acc[r, 0] if whole else cast(acc[r, 0], self.epilogue.root.dtype, "exact")
             self.epilogue.store(index, column, v * lanes, lanes, result, count)

@@ -80,20 +80,23 @@ def add_operand(low: Lowering, group: Group, ops: Operands, value: Value) -> Non
 def operands(low: Lowering, group: Group, name: str, keep: set[Value]) -> Operands:
     """Parameters for the external values of a group in `keep`; outputs last (not yet added)."""
     b = Builder(low.kernel_name(name), group.node.origin)
-    buffers: dict[Value, Buffer] = {}
-    known: dict[Value, Expr] = {}
-    args: list[Storage] = []
+    outs = [Buffer(f"out{k}", v.dtype, (v.type.numel,)) for k, v in enumerate(group.outputs)]
+    ops = Operands(b, {}, {}, [], outs)
+    add_inputs(low, group, ops, keep)
+    return ops
+
+
+def add_inputs(low: Lowering, group: Group, ops: Operands, keep: set[Value]) -> None:
+    """Parameters for the external values of a group in `keep`."""
     for inner, outer in zip(group.inputs, group.outer, strict=True):
-        if inner in buffers or inner in known or inner not in keep:
+        if inner in ops.buffers or inner in ops.known or inner not in keep:
             continue
         if outer.content is not None and outer.type.numel == 1 \
                 and not outer.content.reshape(-1)[0].args:
-            known[inner] = outer.content.reshape(-1)[0]
+            ops.known[inner] = outer.content.reshape(-1)[0]
             continue
-        buffers[inner] = b.param("x", inner.dtype, (inner.type.numel,))
-        args.append(low.storage(outer))
-    outs = [Buffer(f"out{k}", v.dtype, (v.type.numel,)) for k, v in enumerate(group.outputs)]
-    return Operands(b, buffers, known, args, outs)
+        ops.buffers[inner] = ops.b.param("x", inner.dtype, (inner.type.numel,))
+        ops.args.append(low.storage(outer))
 
 
 def finish(low: Lowering, node: Node, ops: Operands, flops: Any) -> None:

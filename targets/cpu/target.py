@@ -23,6 +23,7 @@ from ...passes.lower.loops import Machine
 from ...passes.lower.lowering import Rule, lower
 from ...passes.plan import Lifetime, plan
 from ...passes.schedule.attention import attention_rule
+from ...passes.schedule.chain import chain_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
 from ...passes.schedule.rows import ROW_RULES
@@ -32,8 +33,8 @@ from ..base import Build, BuildOptions, Progress, Target, silent
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (attention_rule, matmul_rule, winograd_rule, conv_rule, *ROW_RULES,
-                           *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (chain_rule, attention_rule, matmul_rule, winograd_rule, conv_rule,
+                           *ROW_RULES, *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 
@@ -59,8 +60,9 @@ class CpuTarget:
         if not self.variants[0].threads:
             options = replace(options, threads=False)
         progress("optimising the graph", 0, 4)
-        chosen = Options(passes=options.passes or "", channels_last=True,
-                         attention=all(v.vector.lanes > 1 for v in self.variants))
+        vectors = all(v.vector.lanes > 1 for v in self.variants)
+        chosen = Options(passes=options.passes or "", channels_last=True, attention=vectors,
+                         chains=vectors)
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         programs = []
         for variant in self.variants:
