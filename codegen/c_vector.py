@@ -86,6 +86,8 @@ def helper(name: str, isa: VectorIsa) -> tuple[str, set[str], bool]:
         body = f"{spelled};" if spelled else f"memcpy(p, &x, (size_t)n * sizeof({c}));"
         return (f"static inline void {name}({c} *p, {vector} x, int64_t n) {{\n    {body}\n}}",
                 {vector, f"v{lanes}i32"}, bool(spelled))
+    if operation.startswith("repeat"):
+        return _repeat(name, int(operation.removeprefix("repeat")), lanes, element, spelled)
     if operation.startswith("horizontal"):
         return _horizontal(name, operation[len("horizontal_"):], lanes, element, isa)
     if operation in ("widen", "narrow"):
@@ -113,6 +115,33 @@ def helper(name: str, isa: VectorIsa) -> tuple[str, set[str], bool]:
         body = (f"{vector} r;\n    for (int i = 0; i < {lanes}; ++i) r[i] = {function}({call});\n"
                 f"    return r;")
     return (f"static inline {vector} {name}({parameters}) {{\n    {body}\n}}", {vector},
+            bool(spelled))
+
+
+def _repeat(name: str, count: int, lanes: int, element: str, spelled: str | None):
+    """`count` consecutive elements again and again. Two of 32 bits are broadcast as one of 64:
+    as vectors, gcc 12 would bring them in through the stack."""
+    vector, c = f"v{lanes}{element}", ELEMENT[element]
+    types, lines = {vector}, []
+    if spelled:
+        lines.append(f"return ({vector}){spelled};")
+    elif count * _bytes(element) == 8:
+        pairs = f"v{lanes // count}i64"
+        types.add(pairs)
+        lines.append(f"int64_t x;\n    memcpy(&x, p, sizeof x);\n    "
+                     f"return ({vector})(x - ({pairs}){{0}});")
+    else:
+        types.add(f"v{count}{element}")
+        source = f"*(const v{count}{element}_u *)p"
+        while count < lanes:
+            count *= 2
+            types.add(f"v{count}{element}")
+            picks = ", ".join(str(i % (count // 2)) for i in range(count))
+            lines.append(f"const v{count // 2}{element} x{count} = {source};")
+            source = f"__builtin_shufflevector(x{count}, x{count}, {picks})"
+        lines.append(f"return {source};")
+    body = "\n    ".join(lines)
+    return (f"static inline {vector} {name}(const {c} *p) {{\n    {body}\n}}", types,
             bool(spelled))
 
 
@@ -167,6 +196,7 @@ def _avx512() -> dict[tuple[str, str, int], str]:
         ("max_number", "f32", 16): "_mm512_max_ps((__m512){0}, (__m512){1})",
         ("min_number", "f32", 16): "_mm512_min_ps((__m512){0}, (__m512){1})",
         ("sqrt", "f32", 16): "_mm512_sqrt_ps((__m512){0})",
+        ("repeat4", "f32", 16): "_mm512_broadcast_f32x4(_mm_loadu_ps(p))",
         ("scale", "f32", 16): "_mm512_scalef_ps((__m512){0}, (__m512){1})",
         ("scale", "f32", 8): "_mm256_scalef_ps((__m256){0}, (__m256){1})",
         ("load_n", "f32", 16):
@@ -220,6 +250,7 @@ def _avx2() -> dict[tuple[str, str, int], str]:
         ("max_number", "f32", 8): "_mm256_max_ps((__m256){0}, (__m256){1})",
         ("min_number", "f32", 8): "_mm256_min_ps((__m256){0}, (__m256){1})",
         ("sqrt", "f32", 8): "_mm256_sqrt_ps((__m256){0})",
+        ("repeat4", "f32", 8): "_mm256_broadcast_ps((const __m128 *)p)",
     }
     for element, letter in (("u8", "u"), ("i8", "i")):
         table["widen", element, 8] = f"_mm256_cvtep{letter}8_epi32(_mm_cvtsi64_si128((int64_t)a))"

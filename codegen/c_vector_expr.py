@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..ir import dtype as dt
 from ..ir.dtype import DType
 from ..ir.expr import Broadcast, Cast, Const, Expr, Op, Ramp, wrap
-from ..ir.kernel.intrinsics import SHUFFLE
+from ..ir.kernel.intrinsics import REPEAT, SHUFFLE
 from ..ir.kernel.nodes import Buffer, Call, Load
 from .c_bounds import interval
 from .c_types import INFIX, MASKS, literal, storage_type
@@ -287,4 +287,10 @@ class VectorPrinter:
             x, y = (self.value(v) for v in e.args)
             picks = name.removeprefix(f"{SHUFFLE}_").replace("_", ", ")
             return f"__builtin_shufflevector({x}, {y}, {picks})"
+        if name.startswith(REPEAT):
+            source = e.args[0]
+            assert isinstance(source, Load)
+            where = f"{self.p.buffer_name(source.buffer)} + " \
+                    f"{self.value(source.buffer.offset(source.index))}"
+            return f"{self._vector_helper(f'{REPEAT}{source.lanes}', e)}({where})"
         raise TypeError(f"C has no spelling for intrinsic {name}")

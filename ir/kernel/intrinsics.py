@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import dtype as dt
 from ..expr import Expr
-from .nodes import Call, call
+from .nodes import Call, Load, call
 
 
 @dataclass(frozen=True)
@@ -104,3 +104,23 @@ def shuffling(*picks: int) -> Intrinsic:
 def shuffle(x: Expr, y: Expr, picks: Sequence[int]) -> Call:
     """Lanes of x and y; those of y count from the lanes of x on."""
     return call(shuffling(*picks), (x, y), x.dtype, len(picks))
+
+
+REPEAT = "repeat"
+
+
+@cache
+def repeating(lanes: int) -> Intrinsic:
+    """The intrinsic that fills `lanes` with copies of a shorter vector."""
+    def semantics(x):
+        return np.tile(x, lanes // np.shape(x)[-1])
+
+    return Intrinsic(f"{REPEAT}_{lanes}", semantics, "a loaded vector again and again")
+
+
+def repeat(x: Load, lanes: int) -> Expr:
+    """The elements of a load again and again in `lanes`, a power of two times as many: one
+    broadcasting load where the machine has it (vbroadcastsd, vbroadcastf32x4)."""
+    if x.lanes == lanes:
+        return x
+    return call(repeating(lanes), (x,), x.dtype, lanes)

@@ -192,8 +192,11 @@ class _Parser:
     def call(self, name: str, args: list[Expr]) -> Call:
         intrinsic = self.intrinsics.get(name)
         kind, *picks = name.split("_")
-        if intrinsic is None and kind == intrinsics.SHUFFLE and all(p.isdigit() for p in picks):
-            intrinsic = intrinsics.shuffling(*map(int, picks))
+        if intrinsic is None and picks and all(p.isdigit() for p in picks):
+            if kind == intrinsics.SHUFFLE:
+                intrinsic = intrinsics.shuffling(*map(int, picks))
+            elif kind == intrinsics.REPEAT and len(picks) == 1:
+                intrinsic = intrinsics.repeating(int(picks[0]))
         if intrinsic is None:
             raise self.reader.error(f"unknown intrinsic {name!r}")
         operands = [np.ones(a.lanes, arithmetic.computing(a.dtype)) for a in args]
