@@ -39,6 +39,7 @@ def compile(source: Any, target: str = "cpu", *,
             optimize: int = 2, exact: bool = False, passes: str | None = None,
             states: Sequence[tuple[str, str]] = (), name: str = "model",
             options: Mapping[str, str] | None = None, cache: bool = True,
+            tune: bool = False, tune_seconds: float = 60.0, tuning: str | Path | None = None,
             progress: Progress | None = None) -> Module:
     """Compiles a model and loads it.
 
@@ -52,8 +53,10 @@ def compile(source: Any, target: str = "cpu", *,
     many the model uses; False leaves all synchronisation out of it. optimize: 0 (quick to
     compile) to 3. exact: no approximate algorithm. passes: graph passes in place of the target's
     own. states: pairs (output, input) that the model keeps between runs. name: prefix of the C
-    names. options: what the target alone knows. progress: called with (what, steps done, steps in
-    all).
+    names. options: what the target alone knows. tune: measure the plans of kernels on this machine,
+    for about `tune_seconds`; what was measured before, for any model, is used again. tuning: a file
+    of records of such measurements, to be used, and with `tune` to be written. progress: called
+    with (what, steps done, steps in all).
 
     Raises ModelError, TargetError, UsageError or OutputError.
     """
@@ -63,6 +66,12 @@ def compile(source: Any, target: str = "cpu", *,
                       threads=threads is not False and threads != 0, optimize=optimize,
                       exact=exact, passes=passes, states=tuple(states), name=name,
                       extra=options)
+    if tune or tuning is not None:
+        from .tuning import with_records
+
+        request, _ = with_records(request, tune=tune, seconds=tune_seconds,
+                                  file=None if tuning is None else Path(tuning),
+                                  progress=progress or _silent)
     count = None if threads is None or isinstance(threads, bool) else threads or None
     if output is not None:
         result = compile_into(request, Path(output), cache=cache, progress=progress)

@@ -74,13 +74,21 @@ def compile(
         "weights=blob of cpu:generic.")] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache",
                                         help="Whether to look in the cache first.")] = True,
+    tune: Annotated[bool, typer.Option("--tune", help="Measure on this machine which plans of "
+                                       "kernels are quickest; results are kept.")] = False,
+    tune_seconds: Annotated[float, typer.Option(
+        "--tune-seconds", min=0, help="How long --tune may measure.")] = 60.0,
+    tuning: Annotated[Path | None, typer.Option(
+        "--tuning", metavar="FILE", help="Records of measured plans to use; with --tune the file "
+        "is written.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compile a model into a folder (or .zip) with everything that is needed to run it."""
-    from .compilation import Request, compile_into
+    from .compilation import Request, check_writable, compile_into
     from .inspect_model import read_report, with_model_names
     from .signature import parse_dims, parse_shapes, parse_states
+    from .tuning import with_records
 
     screen = Screen(json)
     output = output or Path(model.name).with_suffix(".smelt")
@@ -88,7 +96,11 @@ def compile(
                       fixed=_fixed(fixed or ()), threads=threads, optimize=optimize, exact=exact,
                       passes=passes, states=parse_states(state or ()), name=name,
                       extra=_options(option or ()))
+    if tuning is not None and tune:
+        check_writable(tuning)
     with screen.progress() as progress:
+        request, tuned = with_records(request, tune=tune, seconds=tune_seconds, file=tuning,
+                                      progress=progress)
         done = compile_into(request, output, cache=cache, progress=progress)
     if done.note:
         screen.note(printable(done.note, 400))
@@ -97,6 +109,10 @@ def compile(
     facts = _size_facts(output, report)
     how = "from the cache, " if done.cached else ""
     screen.say(f"wrote {printable(output, 400)} for {target} ({how}{duration(done.seconds)})")
+    if tuned is not None:
+        screen.say(printable(tuned.sentence, 600))
+    if "tuning" in report:
+        screen.say(_applied(report["tuning"]))
     screen.table(("", "bytes"), [(k, v) for k, v in (
         ("weights", facts["weights"]), ("code", facts.get("code")),
         ("arena", facts.get("arena")), ("stack", facts.get("stack")),
@@ -104,7 +120,17 @@ def compile(
         ("all files", facts["bytes"])) if v is not None], right=[1])
     screen.result({"artifact": str(output), "target": target, "seconds": done.seconds,
                    "note": done.note, "cached": done.cached, "inputs": report["inputs"],
-                   "outputs": report["outputs"], **facts})
+                   "outputs": report["outputs"], **facts,
+                   **({} if tuned is None else {"tuned": tuned.as_dict()}),
+                   **({"tuning": report["tuning"]} if "tuning" in report else {})})
+
+
+def _applied(facts: dict[str, int]) -> str:
+    """How far records of measured plans could be used."""
+    unknown = facts["unknown"]
+    return f"{facts['applied']} decisions come from tuning records" + (
+        f", {unknown} records name a plan that this smelt does not have: tune again"
+        if unknown else "")
 
 
 def _size_facts(output: Path, report: dict[str, Any]) -> dict[str, Any]:

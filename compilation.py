@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from .ir.graph.core import Graph
     from .targets.base import Build
+    from .targets.records import Records
 
 Progress = Callable[[str, int, int], None]
 Used = TypeVar("Used")
@@ -67,7 +68,8 @@ class CacheError(OutputError):
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What to compile and how; parameters as of `smelt.compile`."""
+    """What to compile and how; parameters as of `smelt.compile`, and `records` of measured plans.
+    """
 
     source: Any
     target: str = "cpu"
@@ -81,6 +83,7 @@ class Request:
     states: tuple[tuple[str, str], ...] = ()
     name: str = "model"
     extra: Mapping[str, str] | None = None
+    records: Records | None = None
 
     def __post_init__(self) -> None:
         if self.optimize not in (0, 1, 2, 3):
@@ -110,10 +113,11 @@ class Request:
 
     def options(self) -> Any:
         from .targets.base import BuildOptions
+        from .targets.records import NO_RECORDS
 
         return BuildOptions(name=self.name, optimize=self.optimize, exact=self.exact,
                             threads=self.threads, passes=self.passes, states=self.states,
-                            extra=dict(self.extra or {}))
+                            records=self.records or NO_RECORDS, extra=dict(self.extra or {}))
 
     def build(self, progress: Progress | None = None) -> Build:
         """Imports and compiles. Raises ModelError, TargetError or UsageError."""
@@ -160,6 +164,7 @@ class Request:
         if ":" not in self.target or "native" in self.target:
             add(_machine())
         add(self.threads, self.optimize, self.exact, self.passes, self.states, self.name)
+        add(self.records.digest() if self.records else "")
         add(sorted((k, tuple(v)) for k, v in (self.shapes or {}).items()))
         add(sorted((self.dims or {}).items()), sorted((self.extra or {}).items()))
         for name, array in sorted((self.fixed or {}).items()):

@@ -17,11 +17,12 @@ from .compilation import Request
 from .data import read_inputs
 from .errors import SmeltError, UsageError
 from .ir.expr import evaluate
-from .ir.graph.core import Graph, Node, Value
+from .ir.graph.core import Graph, Node
 from .ir.program import Launch, Program
 from .kernel_times import profile_kernels
 from .running import open_runnable
 from .signature import random_inputs
+from .targets.cpu.trial import alone, inputs_of, random_contents
 
 Progress = Callable[[str, int, int], None]
 Rounds = Callable[[], float]
@@ -102,26 +103,6 @@ def _dearest(graph: Graph, target: Any, exact: bool,
     return sorted(found, key=lambda x: -x[2])
 
 
-def alone(node: Node) -> Graph:
-    """A graph of a copy of one node; constants stay constants."""
-    from .ir.graph.clone import clone_node
-
-    graph, mapping = Graph("group"), {}
-    for k, value in enumerate(node.dependencies()):
-        if value not in mapping:
-            mapping[value] = _outside(graph, value, f"x{k}")
-    graph.outputs = list(clone_node(node, graph, mapping).outputs)
-    return graph
-
-
-def _outside(graph: Graph, value: Value, name: str) -> Value:
-    if value.constant is not None:
-        return graph.constant(value.constant)
-    twin = graph.add_input(name, value.type)
-    twin.content = value.content
-    return twin
-
-
 def _compared(node: Node, target: Any, request: Request) -> dict[str, Any]:
     """Seconds of one group by each."""
     from .codegen.tensorir import Inexpressible
@@ -155,8 +136,7 @@ def _native(node: Node, target: Any, request: Request, folder: Path) -> tuple[Ro
     build = target.build(alone(node), options)
     path = write_artifact(folder / "group.smelt", build.manifest, build.files)
     module = load(path, threads=1)
-    arrays = [_contents(s.type.dtype.numpy, [evaluate(d, {}) for d in s.type.shape])
-              for s in build.program.inputs]
+    arrays = inputs_of(build.program)
     count = len(build.program.kernels())
     counters = (ctypes.c_double * count).in_dll(module._library.c, "smelt_seconds")
     module(*arrays)
@@ -197,15 +177,8 @@ def _by_tvm(program: Program) -> Rounds:
         sizes = {v.name: evaluate(e, {}) for v, e in zip(step.kernel.sizes, step.sizes,
                                                          strict=True)}
         buffers = [np.asarray(s.root().array, p.dtype.numpy) if s.root().array is not None else
-                   _contents(p.dtype.numpy, [evaluate(d, sizes) for d in p.shape])
+                   random_contents(p.dtype.numpy, [evaluate(d, sizes) for d in p.shape])
                    for s, p in zip(step.args, step.kernel.params, strict=True)]
         timers.append(timer(build(step.kernel, threads=False), buffers, sizes,
                             ROUND_SECONDS / 2))
     return lambda: sum(t() for t in timers)
-
-
-def _contents(kind: np.dtype, shape: list[int]) -> np.ndarray:
-    """Random floats; zeros for integers, which may be indices."""
-    if np.issubdtype(kind, np.floating):
-        return np.random.default_rng(0).standard_normal(shape).astype(kind)
-    return np.zeros(shape, kind)

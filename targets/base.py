@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ..errors import TargetError
 from ..ir.graph.core import Graph
 from ..ir.program import Program
+from .records import NO_RECORDS, Records
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
@@ -23,8 +24,9 @@ def silent(what: str, done: int, total: int) -> None:
 class BuildOptions:
     """Options that every target understands. `optimize` is the C compiler's level (0-3), `exact`
     forbids approximate algorithms, `threads` False leaves all synchronisation out, `name` is the
-    model's C identifier prefix. `extra` holds what single targets know: "profile": "true" makes a
-    cpu library that counts the seconds of every kernel."""
+    model's C identifier prefix. `records` hold decisions made by measuring. `extra` holds what
+    single targets know: "profile": "true" makes a cpu library that counts the seconds of every
+    kernel."""
 
     name: str = "model"
     optimize: int = 2
@@ -32,6 +34,7 @@ class BuildOptions:
     threads: bool = True
     passes: str | None = None
     states: tuple[tuple[str, str], ...] = ()
+    records: Records = NO_RECORDS
     extra: dict[str, str] = field(default_factory=dict)
 
 

@@ -28,7 +28,6 @@ from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
 from .dot import Dot, ahead_of, choose_dot
 from .gemm import (
-    TASK_FLOPS,
     RowBlock,
     add_operand,
     finish,
@@ -39,20 +38,12 @@ from .gemm import (
     store_tile,
 )
 from .microkernel import Epilogue, accumulators
-from .tiles import Registers, Tile, choose
-
-SHARED_WEIGHTS = 512 * 1024
-"""Bytes of packed weights up to which all panels of a pixel row run in one task: they stay in a
-level-2 cache."""
-
+from .plans import Depthwise, Direct, convolution_text, depthwise_plans, direct_plans
+from .product_plans import TASK_FLOPS
+from .tiles import Registers, Tile
 
 LONGEST_LINE = 1 << 16
 """Pixels of a line up to which its tiles at the borders are told apart, one by one."""
-
-
-NEAR_WEIGHTS = 16 * 1024
-"""Bytes of depthwise weights up to which a tile of pixels takes all channels in turn: they stay in
-a level-1 cache, and lines are read from end to end."""
 
 
 @dataclass
@@ -182,9 +173,6 @@ def _dense(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     out = root.output
     features = weights.shape[0]
     width_out = out.shape[-2]
-    registers = Registers(lanes, low.machine.vector_registers)
-    tile = choose(width_out if isinstance(width_out, int) else None, features, registers)
-    width = tile.vectors * lanes
     cut = window.padded and root.attrs["fill"] == 0 and isinstance(width_out, int) \
         and width_out <= LONGEST_LINE \
         and isinstance(x.shape[-2], int) and all(isinstance(p, int) and p >= 0 for p in window.low)
@@ -211,20 +199,26 @@ def _dense(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     # [window..., C, F]: a run of the reduction is what is contiguous in a line of pixels.
     k_last = np.moveaxis(weights, (0, 1), (-1, -2))
     run = weights.shape[1] * (window.size[-1] if window.dilations[-1] == 1 else 1)
+    steps = weights[0].size // run * -(-run // dot.group)
+    plan = low.choose("convolution", convolution_text(group, root), direct_plans(
+        width_out if isinstance(width_out, int) else None, features, steps, dot.packed.itemsize,
+        Registers(lanes, low.machine.vector_registers)))
+    width = plan.vectors * lanes
     array = dot.pack(k_last.reshape(-1, run, features), width)
     packed_storage = low.constant(array, TensorType(dot.packed, array.shape))
     packed = b.param("packed", dot.packed, (packed_storage.type.numel,))
     ops.args.append(packed_storage)
-    _dense_loops(b, epilogue, dot, window, tile, lanes, image, packed, spatial, x.shape[-1],
+    _dense_loops(b, epilogue, dot, window, plan, lanes, image, packed, spatial, x.shape[-1],
                  features, out, array)
     flops = wrap(out.type.numel) * (2 * weights[0].size)
     finish(low, node, ops, flops)
     return True
 
 
-def _dense_loops(b: Builder, epilogue: Epilogue, dot: Dot, window: Window, tile: Tile,
+def _dense_loops(b: Builder, epilogue: Epilogue, dot: Dot, window: Window, plan: Direct,
                  lanes: int, image: Buffer, packed: Buffer, spatial: list[Expr], channels: Any,
                  features: int, out: Value, array: np.ndarray) -> None:
+    tile, share = Tile(plan.pixels, plan.vectors), plan.shared
     width = tile.vectors * lanes
     panels = -(-features // width)
     c = wrap(channels)
@@ -236,7 +230,6 @@ def _dense_loops(b: Builder, epilogue: Epilogue, dot: Dot, window: Window, tile:
     for e in lines:
         rows = rows * e
     blocks = _bordered_blocks(window, spatial[-1], sizes[-1], tile.rows)
-    share = array.nbytes <= SHARED_WEIGHTS
     work = 2 * (sizes[-1] if isinstance(sizes[-1], int) else 64) * width * (
         int(np.prod(taps)) * (channels if isinstance(channels, int) else 64))
     work *= panels if share else 1
@@ -399,13 +392,15 @@ def _depthwise(low: Lowering, node: Node, group: Group, root: Node, x: Value, w:
     height = wrap(1) if lift else spatial[0]
     wide = spatial[-1]
     out_h = wrap(1) if lift else wrap(out.shape[1])
-    plan = DepthwisePlan(b, epilogue, window, lanes, image, packed, channels, blocks,
-                         height, wide, lift)
+    plan = low.choose("depthwise convolution", convolution_text(group, root), depthwise_plans(
+        array.nbytes, Registers(lanes, low.machine.vector_registers)))
+    loops = DepthwiseLoops(b, epilogue, window, plan, lanes, image, packed, channels, blocks,
+                           height, wide, lift)
     rows = n * out_h
     columns = out.shape[-2]
     per_row = (columns if isinstance(columns, int) else 64) * channels * 2 * array.shape[0]
     with b.loop("t", rows, "parallel", grain=max(1, TASK_FLOPS // max(1, per_row))) as t:
-        plan.row(b.let("n", t // out_h), b.let("oy", t % out_h), columns)
+        loops.row(b.let("n", t // out_h), b.let("oy", t % out_h), columns)
     finish(low, node, ops, wrap(out.type.numel) * (2 * array.shape[0]))
     return True
 
@@ -416,12 +411,13 @@ def weights_type(weights: Value, lanes: int) -> DType:
 
 
 @dataclass
-class DepthwisePlan:
+class DepthwiseLoops:
     """What a depthwise kernel's loops share."""
 
     b: Builder
     epilogue: Epilogue
     window: Window
+    plan: Depthwise
     lanes: int
     image: Buffer
     packed: Buffer
@@ -442,7 +438,7 @@ class DepthwisePlan:
         right = op("max", op("min", inside, total), left)
         left, right = b.let("left", left), b.let("right", right)
         top = b.let("top", oy * w.strides[0] - wrap(w.low[0]))
-        if self.packed.shape[0] * self.packed.dtype.itemsize <= NEAR_WEIGHTS:
+        if self.plan.near:
             self._pixels(total, left, right, lambda *where: self._channels(
                 lambda v, count: self._tile(n, oy, top, v, count, *where)))
         else:
@@ -461,7 +457,7 @@ class DepthwisePlan:
     def _pixels(self, total: Expr, left: Expr, right: Expr,
                 write: Callable[[Expr, int, bool], None]) -> None:
         """write(first pixel, how many, whether at a border) for a line."""
-        b, tile = self.b, 6
+        b, tile = self.b, self.plan.pixels
         with b.loop("x", left) as ox:
             write(ox, 1, True)
         middle = right - left

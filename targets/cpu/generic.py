@@ -24,7 +24,7 @@ from ..base import Build, BuildOptions, Progress, silent
 from .generic_library import shared_library
 from .generic_size import measure
 from .isa import Variant
-from .target import build_manifest, lower_for, memory_report
+from .target import build_manifest, lower_for, machine_of, memory_report, tuning_report
 from .toolchain import Compiler, find_compiler
 
 PORTABLE = Variant("generic", SCALAR, doc="portable C11: no heap, no threads, no system")
@@ -50,7 +50,10 @@ class GenericTarget:
         chosen = Options(passes=options.passes or "", channels_last=True)
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         progress("generating kernels", 1, 3)
-        program = lower_for(graph, PORTABLE)
+        choices = options.records.choices(machine_of(PORTABLE))
+        program = lower_for(graph, PORTABLE, choices=choices)
+        if options.records.entries:
+            reports["tuning"] = tuning_report([choices])
         bound_sizes(program)  # raises before memory of unknown size is planned
         _simplify(program)
         dump_kernels(program, PORTABLE.name)
