@@ -163,12 +163,13 @@ def bench(source: str | Path, inputs: Inputs = None, target: str = "cpu", *,
           shapes: Mapping[str, Sequence[int | str]] | None = None,
           dims: Mapping[str, int] | None = None, threads: int = 1, seconds: float = 2.0,
           optimize: int = 2, profile: bool = False, seed: int = 0,
-          progress: Progress = _silent) -> dict[str, Any]:
+          tuning: str | Path | None = None, progress: Progress = _silent) -> dict[str, Any]:
     """Times a model next to other engines, each in a process of its own, in turns.
 
     source: the path of a model or a compiled model. against: names of engines ("ort",
     "openvino", "torch"); None is ONNX Runtime where it is installed. model: what the others run,
-    when `source` is compiled. profile: time every kernel too. Returns what `smelt bench --json`
+    when `source` is compiled. profile: time every kernel too. tuning: a file of records of measured
+    plans, as of `compile`. Returns what `smelt bench --json`
     prints: "engines" with seconds per run, "ratios" to the first, "machine", "kernels".
     """
     from importlib.util import find_spec
@@ -176,10 +177,12 @@ def bench(source: str | Path, inputs: Inputs = None, target: str = "cpu", *,
     from . import measure
     from .kernel_times import profile_kernels
     from .running import is_artifact, open_runnable
+    from .tuning import read_records
     from .verification import compare_all
 
     source, compiled = Path(source), is_artifact(Path(source))
-    request = Request(source, target, shapes=shapes, dims=dims, optimize=optimize)
+    request = Request(source, target, shapes=shapes, dims=dims, optimize=optimize,
+                      records=None if tuning is None else read_records(Path(tuning)))
     given = (Path(model) if model else None) if compiled else source
     others = list(against) if against is not None else (
         ["ort"] if find_spec("onnxruntime") and given else [])

@@ -53,6 +53,9 @@ def bench(
     kernels: Annotated[bool, typer.Option("--kernels", help="Instead of the model, time its "
                                           "dearest kernels, next to TVM's code for them.")] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="How many of them.")] = 5,
+    tuning: Annotated[Path | None, typer.Option(
+        "--tuning", metavar="FILE", help="Use these records of measured plans (smelt compile "
+        "--tune); with --kernels next to the usual plans.")] = None,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
@@ -62,6 +65,7 @@ def bench(
     from .compilation import Request, check_writable
     from .measure import NAMES, parse_against
     from .signature import parse_dims, parse_shapes
+    from .tuning import read_records
 
     screen = Screen(json)
     _check_sort(sort)
@@ -73,16 +77,17 @@ def bench(
         if profile or against is not None or threads > 1 or source is not None:
             raise UsageError("--kernels compares kernels with TVM's, on one thread: leave out "
                              "--profile, --against, --model and --threads")
+        records = None if tuning is None else read_records(tuning)
         _compare_kernels(screen, Request(model, target, shapes=parse_shapes(shape or ()),
-                                         dims=parse_dims(dim or ()), optimize=optimize),
-                         input, top, seconds, seed)
+                                         dims=parse_dims(dim or ()), optimize=optimize,
+                                         records=records), input, top, seconds, seed)
         return
     others = None if against is None else parse_against(against)
     with screen.progress() as progress:
         result = measured(model, input, target, against=others, model=source,
                           shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
                           threads=threads, seconds=seconds, optimize=optimize, profile=profile,
-                          seed=seed, progress=progress)
+                          seed=seed, tuning=tuning, progress=progress)
     screen.say(f"{result['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}; inputs "
                + ", ".join(f"{printable(n, 30)} {_shape(a)}" for n, a in result["inputs"].items()))
     ratios, apart = result["ratios"], result["differences"]
@@ -112,7 +117,7 @@ def bench(
 def _compare_kernels(screen: Screen, request: Any, given: list[str] | None, top: int,
                      seconds: float, seed: int) -> None:
     """`smelt bench --kernels`."""
-    from .kernel_peers import compare_kernels
+    from .kernel_peers import WAYS, compare_kernels
     from .running import is_artifact
 
     if is_artifact(request.source):
@@ -120,12 +125,14 @@ def _compare_kernels(screen: Screen, request: Any, given: list[str] | None, top:
     with screen.progress() as progress:
         found = compare_kernels(request, given, top=top, seconds=seconds, seed=seed,
                                 progress=progress)
-    ways = ("smelt", "scheduled", "plain")
-    screen.table(("kernel", "share", "smelt", "our schedule, TVM", "no schedule, TVM", "from"), [
+    heads = {"smelt": "smelt", "tuned": "tuned", "scheduled": "our schedule, TVM",
+             "plain": "no schedule, TVM"}
+    ways = [w for w in WAYS if w != "tuned" or request.records is not None]
+    screen.table(("kernel", "share", *(heads[w] for w in ways), "from"), [
         (k["name"] + (f" +{k['kernels'] - 1}" if k["kernels"] > 1 else ""), f"{k['share']:.1%}",
          *("" if k[w] is None else duration(k[w]) + (
              f" {k[w] / k['smelt']:.2f}x" if w != "smelt" else "") for w in ways),
-         printable(k["origin"], 70)) for k in found], right=(1, 2, 3, 4))
+         printable(k["origin"], 70)) for k in found], right=range(1, 2 + len(ways)))
     for k in found:
         for way, why in k["notes"].items():
             screen.note(f"{k['name']}, {way}: {printable(why, 300)}")

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from .kernel_times import profile_kernels
 from .running import open_runnable
 from .signature import random_inputs
 from .targets.cpu.trial import alone, inputs_of, random_contents
+from .targets.records import NO_RECORDS, Records
 
 Progress = Callable[[str, int, int], None]
 Rounds = Callable[[], float]
 """Runs for some time; gives the seconds of one run."""
 
+WAYS = ("smelt", "tuned", "scheduled", "plain")
+"""What is timed, as `compare_kernels` says."""
 ROUNDS = 7
 ROUND_SECONDS = 0.05
 
@@ -40,6 +44,7 @@ def compare_kernels(request: Request, files: Sequence[str] | None = None, *, top
 
     Each has "name" (of its first kernel), "origin", "kernels" (how many), "share" of the model's
     time, and the seconds of one run, medians of rounds in turns: "smelt", our schedule in C;
+    "tuned", the same with the request's records of measured plans (None without records);
     "scheduled", our schedule compiled by TVM; "plain", the operators as loops without a schedule,
     compiled by TVM. What TVM did not do is None, and "notes" says why. Raises UsageError for a
     model with open sizes or another target than one cpu variant, TargetError without TVM.
@@ -53,11 +58,12 @@ def compare_kernels(request: Request, files: Sequence[str] | None = None, *, top
         raise UsageError(f"--kernels compares kernels of one cpu variant, not of "
                          f"{request.target!r}")
     one_thread()
-    build = request.build(progress)
+    usual = replace(request, records=None)
+    build = usual.build(progress)
     if build.graph.symbols:
         raise UsageError("kernels are compared at one size: give --dim for " + ", ".join(
             build.graph.symbols_origin.get(s) or s for s in build.graph.symbols))
-    timed = profile_kernels(request, _inputs(request, files or (), seed, progress),
+    timed = profile_kernels(usual, _inputs(usual, files or (), seed, progress),
                             seconds=seconds, progress=progress)
     dear = _dearest(build.graph, target, request.exact,
                     {k["name"]: k["share"] for k in timed})[:top]
@@ -108,8 +114,11 @@ def _compared(node: Node, target: Any, request: Request) -> dict[str, Any]:
     from .codegen.tensorir import Inexpressible
 
     with tempfile.TemporaryDirectory(prefix="smelt-kernels-") as folder:
-        ours, scheduled = _native(node, target, request, Path(folder))
+        ours, scheduled = _native(node, target, request, NO_RECORDS, Path(folder) / "usual")
         runs: dict[str, Rounds] = {"smelt": ours}
+        if request.records is not None:
+            runs["tuned"], _ = _native(node, target, request, request.records,
+                                       Path(folder) / "tuned")
         notes: dict[str, str] = {}
         for name, make in (("scheduled", lambda: scheduled), ("plain", lambda: _plain(node))):
             try:
@@ -121,19 +130,20 @@ def _compared(node: Node, target: Any, request: Request) -> dict[str, Any]:
             for name, run in runs.items():
                 rounds[name].append(run())
     medians = {name: statistics.median(values) for name, values in rounds.items()}
-    return {**{name: medians.get(name) for name in ("smelt", "scheduled", "plain")},
-            "notes": notes}
+    return {**{name: medians.get(name) for name in WAYS}, "notes": notes}
 
 
-def _native(node: Node, target: Any, request: Request, folder: Path) -> tuple[Rounds, Program]:
+def _native(node: Node, target: Any, request: Request, records: Records,
+            folder: Path) -> tuple[Rounds, Program]:
     """The group as a compiled model that counts its kernels' time, and its program."""
     from .runtime import load
     from .runtime.artifact import write_artifact
     from .targets.base import BuildOptions
 
     options = BuildOptions(name="group", optimize=request.optimize, exact=request.exact,
-                           passes="dce", extra={"profile": "true"})
+                           passes="dce", records=records, extra={"profile": "true"})
     build = target.build(alone(node), options)
+    folder.mkdir()
     path = write_artifact(folder / "group.smelt", build.manifest, build.files)
     module = load(path, threads=1)
     arrays = inputs_of(build.program)
