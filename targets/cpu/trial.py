@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +104,20 @@ class Trial:
 
     def results(self) -> list[bytes]:
         """The bytes of the last run's results."""
-        found = []
+        return [ctypes.string_at(data, size) for data, size in self._places()]
+
+    def touch(self) -> None:
+        """Writes where the last run's results are, as earlier users of an arena do."""
+        for data, size in self._places():
+            ctypes.memset(data, 0, size)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Address and bytes of each result."""
         for tensor in self._outputs:
             shape = [tensor.shape[k] for k in range(tensor.rank)]
             size = abi.numpy_dtype(abi.DTYPE_NAMES[tensor.dtype]).itemsize
-            found.append(ctypes.string_at(tensor.data, int(np.prod(shape, dtype=int)) * size))
-        return found
+            if tensor.data:
+                yield tensor.data, int(np.prod(shape, dtype=int)) * size
 
     def close(self) -> None:
         """Frees the program and unloads its library."""

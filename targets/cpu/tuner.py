@@ -3,9 +3,9 @@
 A model's optimised graph is lowered once to hear what the templates ask. For each problem, the
 dearest first, the group that asks becomes a program of its own for every candidate plan. They run
 in turns and as they would in a model: before each run other data goes through the caches, as much
-as the rest of the model touches, and then the inputs are written, as the kernel before does. All
-candidates run for a short time, then the best ones once more next to the usual plan, so that none
-wins by chance.
+as the rest of the model touches; then the inputs are written, as the kernel before does, and the
+place of the results, as an earlier user of the arena did. All candidates run for a short time, then
+the best ones once more next to the usual plan, so that none wins by chance.
 """
 
 from __future__ import annotations
@@ -214,6 +214,7 @@ def _rounds(trials: dict[Any, Trial], between: _Between, seconds: float) -> dict
             break
         for plan, trial in trials.items():
             between()
+            trial.touch()
             found[plan].append(trial.run())
     return found
 

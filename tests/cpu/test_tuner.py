@@ -166,6 +166,9 @@ class FakeTrial:
         self.runs += 1
         return TIMES[self.each] * (10 if self.runs % 4 == 0 else 1)
 
+    def touch(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
