@@ -1,7 +1,8 @@
 """Matrix products: packed right operand, register tiles over rows and column panels.
 
 The right operand is packed to [batch, panels, K, panel width], padded with zero columns: at
-compile time when it is constant, else by a kernel of its own. The left operand is read in place.
+compile time when it is constant, else by a kernel of its own; a few rows read it where it is
+(`flat_gemm`). The left operand is read in place.
 """
 
 from __future__ import annotations
