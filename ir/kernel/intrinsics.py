@@ -65,6 +65,35 @@ def dot4(accumulator: Expr, a: Expr, b: Expr) -> Call:
     return call(DOT4, (accumulator, a, b), dt.i32, accumulator.lanes)
 
 
+def _fma32(a, b, c):
+    # The product of two bf16 is exact in f64. Its sum with an f32 is nearly always: where it is
+    # not, the result may be the other neighbour of a tie.
+    with np.errstate(all="ignore"):
+        return (a.astype(np.float64) * b.astype(np.float64) + c).astype(np.float32)
+
+
+def _halves(pairs):
+    """The lower and the upper bf16 of i32 lanes, as f32."""
+    bits = np.asarray(pairs, np.int32).view(np.uint32)
+    return (bits << np.uint32(16)).view(np.float32), (
+        bits & np.uint32(0xffff0000)).view(np.float32)
+
+
+def _dot2(accumulator, a, b):
+    (a0, a1), (b0, b1) = _halves(a), _halves(b)
+    return _fma32(a0, b0, _fma32(a1, b1, np.asarray(accumulator, np.float32)))
+
+
+DOT2 = Intrinsic("dot2_bf16", _dot2, "acc[i] + a[i, 1] * b[i, 1], then + a[i, 0] * b[i, 0], over "
+                                     "the two bf16 of i32 lanes, each sum rounded once "
+                                     "(vdpbf16ps, which takes denormals for zeros)")
+
+
+def dot2(accumulator: Expr, a: Expr, b: Expr) -> Call:
+    """f32 lanes plus the sums of two bf16 products each."""
+    return call(DOT2, (accumulator, a, b), dt.f32, accumulator.lanes)
+
+
 def _pack4(bytes_):
     return np.ascontiguousarray(bytes_).view(np.int32)[..., 0]
 
@@ -73,7 +102,7 @@ PACK4 = Intrinsic("pack4", _pack4, "four consecutive bytes as one i32, little-en
 
 
 def pack4(x: Expr) -> Call:
-    """A load of four 8-bit lanes as one i32 scalar."""
+    """A load of four 8-bit or two 16-bit lanes as one i32 scalar."""
     return call(PACK4, (x,), dt.i32, 1)
 
 

@@ -15,6 +15,7 @@ from .fuse import Fuse
 from .layout import ChannelsLast
 from .plain_convolutions import PlainConvolutions
 from .recognise import Recognise
+from .reduce_precision import ReducePrecision
 from .sink_transposes import SinkTransposes
 from .zero_points import ZeroPoints
 
@@ -23,12 +24,13 @@ from .zero_points import ZeroPoints
 class Options:
     """`passes` replaces the default pipeline (its text form). `channels_last` puts the spatial
     operators into that layout and lets integer products read 8-bit operands; `attention` makes one
-    node of attention written out, for targets with a kernel for it; `fuse` False leaves every node
-    a kernel of its own."""
+    node of attention written out, for targets with a kernel for it; `bf16` lets contractions take
+    bf16 operands; `fuse` False leaves every node a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False
     attention: bool = False
+    bf16: bool = False
     fuse: bool = True
 
 
@@ -43,6 +45,8 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
         passes += [ZeroPoints(), PlainConvolutions(), ChannelsLast()]
     passes += [SinkTransposes(), Canonicalise(), Fold(), CommonSubexpressions(), DeadCode(),
                Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode()]
+    if options.bf16:
+        passes += [ReducePrecision(), DeadCode()]
     if options.fuse:
         passes.append(Fuse())
     return Pipeline(tuple(passes))

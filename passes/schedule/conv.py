@@ -210,7 +210,7 @@ def _dense(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
         image = ops.buffers[x]
     # [window..., C, F]: a run of the reduction is what is contiguous in a line of pixels.
     k_last = np.moveaxis(weights, (0, 1), (-1, -2))
-    run = weights.shape[1] * (window.size[-1] if window.dilations[-1] == 1 else 1)
+    run = weights.shape[1] * (window.size[-1] if _merges(window, wrap(x.shape[-1]), dot) else 1)
     array = dot.pack(k_last.reshape(-1, run, features), width)
     packed_storage = low.constant(array, TensorType(dot.packed, array.shape))
     packed = b.param("packed", dot.packed, (packed_storage.type.numel,))
@@ -220,6 +220,13 @@ def _dense(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     flops = wrap(out.type.numel) * (2 * weights[0].size)
     finish(low, node, ops, flops)
     return True
+
+
+def _merges(window: Window, channels: Expr, dot: Dot) -> bool:
+    """Whether the taps of a line are one run of the reduction: they follow each other in memory,
+    and no group of products lies across two of them."""
+    return window.dilations[-1] == 1 and (
+        dot.group == 1 or isinstance(channels, Const) and channels.value % dot.group == 0)
 
 
 def _dense_loops(b: Builder, epilogue: Epilogue, dot: Dot, window: Window, tile: Tile,
@@ -274,7 +281,7 @@ def _conv_tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int,
     width = tile.vectors * lanes
     acc = accumulators(b, tile, lanes, dot.accumulator)
     step = window.strides[-1]
-    merged = window.dilations[-1] == 1
+    merged = _merges(window, c, dot)
     run = c * window.size[-1] if merged else c
     extents: list[Any] = list(window.size[:-1])
     base_w = b.let("wb", panel * depth * width)

@@ -25,12 +25,15 @@ uint32_t smelt_cpu_features(void) {
     if (!has(b7, 1u << 3 | 1u << 5 | 1u << 8)) return found;
     if (!__get_cpuid(0x80000001u, &a, &b, &c, &d) || !has(c, 1u << 5)) return found;
     found |= SMELT_CPU_X86_64_V3;
-    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 1u << 4)) found |= SMELT_CPU_AVX_VNNI;
+    unsigned a71 = 0;
+    __get_cpuid_count(7, 1, &a71, &b, &c, &d);
+    if (has(a71, 1u << 4)) found |= SMELT_CPU_AVX_VNNI;
     /* AVX-512 F, DQ, CD, BW, VL, and the registers that go with them */
     if (!has(low, 0xe6) || !has(b7, 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31))
         return found;
     found |= SMELT_CPU_X86_64_V4;
     if (has(c7, 1u << 11)) found |= SMELT_CPU_AVX512_VNNI;
+    if (has(a71, 1u << 5)) found |= SMELT_CPU_AVX512_BF16;
     return found;
 }
 #else

@@ -47,7 +47,8 @@ enum {
     SMELT_CPU_X86_64_V3 = 2,
     SMELT_CPU_X86_64_V4 = 4,
     SMELT_CPU_AVX_VNNI = 8,
-    SMELT_CPU_AVX512_VNNI = 16
+    SMELT_CPU_AVX512_VNNI = 16,
+    SMELT_CPU_AVX512_BF16 = 32
 };
 
 /* What one run sees. `dims` holds the sizes that inputs bind, then those that data binds. */
