@@ -26,6 +26,7 @@ class VectorIsa:
     registers: int = 16
     dot4: bool = False
     dot2: bool = False
+    tiles: bool = False
 
     @property
     def lanes(self) -> int:
@@ -216,6 +217,11 @@ def _avx512() -> dict[tuple[str, str, int], str]:
             "_mm512_mask_storeu_epi32(p, (__mmask16)((1u << n) - 1), (__m512i)x)",
     }
     for element in ("u16", "i16", "f16", "bf16"):
+        # 32 lanes are copied only.
+        table["load_n", element, 32] = (
+            f"(v32{element})_mm512_maskz_loadu_epi16((__mmask32)((UINT64_C(1) << n) - 1), p)")
+        table["store_n", element, 32] = (
+            "_mm512_mask_storeu_epi16(p, (__mmask32)((UINT64_C(1) << n) - 1), (__m512i)x)")
         table["load_n", element, 16] = (
             f"(v16{element})_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p)")
         table["store_n", element, 16] = (
@@ -310,6 +316,11 @@ def with_dot2(isa: VectorIsa) -> VectorIsa:
         table["narrow", "bf16", lanes] = f"{prefix}_cvtneps_pbh((__m{bits}){{0}})"
         table["denormals", "f32", lanes] = f"{prefix}_fpclass_ps_mask((__m{bits}){{0}}, 0x20)"
     return replace(isa, name=f"{isa.name}-bf16", spelling=table, dot2=True)
+
+
+def with_tiles(isa: VectorIsa) -> VectorIsa:
+    """The instruction set with tile registers and their bf16 products (AMX)."""
+    return replace(isa, name=f"{isa.name}-amx", tiles=True)
 
 
 SCALAR = VectorIsa("scalar")

@@ -90,6 +90,16 @@ def is_scalar_constant(value: Value) -> bool:
     return value.constant is not None and value.type.numel == 1
 
 
+def _is_rounded(exits: list[Node]) -> bool:
+    """Whether the second of two nodes casts the first's result to a narrower float. (What depends
+    on the cast depends on its operand: the group stays convex.)"""
+    if len(exits) != 2:
+        return False
+    first, second = exits
+    return second.op == "cast" and second.inputs[0] is first.output \
+        and second.output.dtype.is_float and second.output.dtype.bits < first.output.dtype.bits
+
+
 def _title(node: Node) -> str:
     return f"{node.op} ({node.origin})" if node.origin else node.op
 
@@ -201,14 +211,15 @@ class _Planner:
         return sorted(found, key=self.position.__getitem__)
 
     def _closed_prefix(self, nodes: list[Node]) -> int:
-        """The length of the longest prefix with a single exit and few inputs."""
+        """The length of the longest prefix with a single exit, which may leave in a narrower type
+        as well, and few inputs."""
         inside: dict[Node, None] = {}
         best = 1
         for k, node in enumerate(nodes[:self.options.max_nodes], 1):
             inside[node] = None
-            exits = sum(v in self.returned or any(u not in inside for u in self.users(v))
-                        for n in inside for v in n.outputs)
-            if exits == 1 and Group("", (), members=inside).inputs() <= self.options.max_inputs:
+            exits = [n for n in inside if any(v in self.returned or any(
+                u not in inside for u in self.users(v)) for v in n.outputs)]
+            if (len(exits) == 1 or _is_rounded(exits)) and Group("", (), members=inside).inputs() <= self.options.max_inputs:
                 best = k
         return best
 

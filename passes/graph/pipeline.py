@@ -48,7 +48,7 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
     if options.bf16:
         passes += [ReducePrecision(), DeadCode()]
     if options.fuse:
-        passes.append(Fuse())
+        passes.append(Fuse(prologue=options.bf16))
     return Pipeline(tuple(passes))
 
 

@@ -51,7 +51,7 @@ class Machine:
     no vectors), `vector_registers` how many there are, `dot4` whether it has four-way u8 x i8 dot
     products, `halves` whether half a register is as quick (divisions are quicker), `exact` that no
     algorithm may round more than the definition of an operator does, `dot2` whether it has two-way
-    bf16 dot products."""
+    bf16 dot products, `tiles` whether it has tile registers for them (AMX)."""
 
     lanes: int = 16
     vector_registers: int = 32
@@ -59,6 +59,7 @@ class Machine:
     halves: bool = False
     exact: bool = False
     dot2: bool = False
+    tiles: bool = False
 
 
 def linear_in(e: Expr, variable: Var) -> tuple[Expr, Expr] | None:

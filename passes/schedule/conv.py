@@ -70,7 +70,7 @@ class Window:
         return any(not same(p, 0) for p in (*self.low, *self.high))
 
 
-def _window(root: Node, weights: Value) -> Window | None:
+def find_window(root: Node, weights: Value) -> Window | None:
     size = weights.shape[2:]
     if not all(isinstance(k, int) for k in size):
         return None
@@ -158,7 +158,7 @@ def conv_rule(low: Lowering, node: Node) -> bool:
     if w not in group.inputs or any(same(d, 0) for d in root.output.shape):
         return False
     weights = outer_value(group, w).constant
-    window = _window(root, w)
+    window = find_window(root, w)
     if weights is None or window is None or any(v.shape != root.output.shape
                                                 for v in group.outputs):
         return False

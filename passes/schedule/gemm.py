@@ -167,8 +167,8 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     right_outer = outer_value(group, right)
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
     lanes = low.machine.lanes
-    flat = right.rank == 2 and _flattens(group, root)
-    height = _product(left.shape[:-1]) if flat else rows
+    flat = right.rank == 2 and flattens(group, root)
+    height = product(left.shape[:-1]) if flat else rows
     tile = choose(height if isinstance(height, int) else None,
                   columns if isinstance(columns, int) else 4 * lanes, registers)
     width = tile.vectors * lanes
@@ -206,7 +206,8 @@ class Shape:
     columns: Any
 
 
-def _product(dims) -> Any:
+def product(dims) -> Any:
+    """The product of dimensions."""
     total: Any = 1
     for d in dims:
         total = total * d
@@ -217,7 +218,7 @@ def _loaded(group: Group, root: Node) -> list[Value]:
     return [v for n in group.nodes if n is not root for v in n.inputs if v is not None]
 
 
-def _flattens(group: Group, root: Node) -> bool:
+def flattens(group: Group, root: Node) -> bool:
     """Whether batch and rows can be walked as one: every other operand has the output's shape or
     varies along the last axis only."""
     out = root.output
@@ -234,7 +235,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
     width = tile.vectors * lanes
     inner, columns = wrap(shape.inner), wrap(shape.columns)
     panels = (columns + (width - 1)) // width
-    count = _product([wrap(d) for d in batch])
+    count = product([wrap(d) for d in batch])
     blocks = row_blocks(shape.rows, tile.rows)
     chunk = _chunk(shape, tile, width, x.dtype.itemsize, blocks[0].count)
     tasks_per_panel = wrap(blocks[0].count + (chunk - 1)) // chunk if blocks else wrap(1)
@@ -252,7 +253,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
 
     if not batch and dot is F32 and is_deep(
             shape.rows, shape.inner, shape.columns, tile, lanes):
-        lead, between = _places(out)
+        lead, between = row_places(out)
 
         def store(part: Tile, acc: Buffer, panel: Expr, row: Expr) -> None:
             store_tile(b, epilogue, part, lanes, acc, panel, columns, width,
@@ -269,7 +270,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         panel, m, step = b.let("p", panel), b.let("m", m), b.let("s", step)
         a_base, b_base = place(m)
         a_base, b_base = b.let("ab", a_base), b.let("bb", b_base + panel * dot.steps(inner) * width)
-        lead, between = (unflatten(m, batch), ()) if batch else _places(out)
+        lead, between = (unflatten(m, batch), ()) if batch else row_places(out)
 
         def rows_of(start: Expr, height: int, fetch: Fetch | None = None) -> None:
             _tile(b, epilogue, dot, Tile(height, tile.vectors), lanes, x, packed, a_base, b_base,
@@ -299,7 +300,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
                 rest()
 
 
-def _places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
+def row_places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
     """The indices before and behind the row when the rows of all batches count as one: along the
     last axis that is more than one long."""
     axis = max((a for a in range(out.rank - 1) if not same(out.shape[a], 1)), default=0)

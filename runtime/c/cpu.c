@@ -39,3 +39,21 @@ uint32_t smelt_cpu_features(void) {
 #else
 uint32_t smelt_cpu_features(void) { return 0; }
 #endif
+
+#if defined(__x86_64__) && defined(__linux__) && (defined(__GNUC__) || defined(__clang__))
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int smelt_allow_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, 1u << 27)) return 0; /* OSXSAVE */
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if (!has(low, 3u << 17)) return 0; /* the system keeps the tiles' shapes and contents */
+    /* AMX-BF16, AMX-TILE */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(d, 1u << 22 | 1u << 24)) return 0;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+#else
+int smelt_allow_tiles(void) { return 0; }
+#endif

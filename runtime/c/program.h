@@ -51,6 +51,10 @@ enum {
     SMELT_CPU_AVX512_BF16 = 32
 };
 
+/* Asks the system, once for the process, to let it use the tile registers of AMX with bf16 products
+ * (Linux keeps them from programs that do not ask); 1 when it may, 0 when not, or without them. */
+int smelt_allow_tiles(void);
+
 /* What one run sees. `dims` holds the sizes that inputs bind, then those that data binds. */
 struct smelt_frame {
     const unsigned char *weights;

@@ -17,6 +17,7 @@ from ...codegen.c_vector import (
     VectorIsa,
     with_dot2,
     with_dot4,
+    with_tiles,
 )
 from ...errors import TargetError
 
@@ -82,6 +83,8 @@ def _native_avx512(features: frozenset[str]) -> Variant:
         if feature in features:
             vector = extend(vector)
             needed.append(feature.upper())
+    if vector.dot2 and {"amx_tile", "amx_bf16"} <= features:
+        vector = with_tiles(vector)  # what uses them asks for them itself
     return Variant("native", vector, ("-march=native", "-mprefer-vector-width=512"), "",
                    has(*needed), "this machine (AVX-512)")
 

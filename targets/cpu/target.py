@@ -26,14 +26,15 @@ from ...passes.schedule.attention import attention_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
 from ...passes.schedule.rows import ROW_RULES
+from ...passes.schedule.tile_gemm import tile_conv_rule, tile_matmul_rule
 from ...passes.schedule.winograd import winograd_rule
 from ...runtime import abi
 from ..base import Build, BuildOptions, Progress, Target, silent
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (attention_rule, matmul_rule, winograd_rule, conv_rule, *ROW_RULES,
-                           *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (attention_rule, tile_matmul_rule, tile_conv_rule, matmul_rule,
+                           winograd_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 
@@ -100,7 +101,8 @@ def machine_of(variant: Variant, exact: bool = False) -> Machine:
     """What schedules need to know of a variant."""
     vector = variant.vector
     halves = ("fma", "f32", vector.lanes // 2) in vector.spelling
-    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact, vector.dot2)
+    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact, vector.dot2,
+                   vector.tiles)
 
 
 def lower_for(graph: Graph, variant: Variant, exact: bool = False) -> Program:
