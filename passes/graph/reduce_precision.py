@@ -20,8 +20,11 @@ from .rewrite import own_graphs
 LEAST_REDUCTION = 16
 """Products in a sum from which on instructions that take them by 32 are not mostly empty."""
 
-LEAST_COLUMNS = 8
-"""Output features, likewise, of instructions that make 16."""
+LEAST_COLUMNS = 16
+"""Output features that fill such an instruction."""
+
+LEAST_WORK = 200_000
+"""Operations below which gathering the operands costs more than the products."""
 
 
 @register
@@ -62,6 +65,10 @@ def _refusal(node: Node) -> str:
         reduction, columns = w.constant.shape[-2:]
     if reduction < LEAST_REDUCTION or columns < LEAST_COLUMNS:
         return f"{reduction} products for {columns} results are too few"
+    results = node.output.type.numel
+    work = results * 2 * reduction if isinstance(results, int) else LEAST_WORK
+    if work < LEAST_WORK:
+        return f"{work} operations are too few"
     return ""
 
 
