@@ -20,10 +20,10 @@ from .rewrite import own_graphs
 LEAST_REDUCTION = 16
 """Products in a sum from which on instructions that take them by 32 are not mostly empty."""
 
-LEAST_COLUMNS = 16
-"""Output features that fill such an instruction."""
+LEAST_COLUMNS = 8
+"""Output features that fill half of such an instruction."""
 
-LEAST_WORK = 200_000
+LEAST_WORK = 500_000
 """Operations below which gathering the operands costs more than the products."""
 
 

@@ -17,7 +17,7 @@ def layer(graph: Graph, x, k: int, n: int, rng):
 
 def test_operands_are_rounded_and_sums_are_f32(rng):
     graph = Graph()
-    x = graph.add_input("x", TensorType(dt.f32, (64, 64)))
+    x = graph.add_input("x", TensorType(dt.f32, (128, 64)))
     first, second = (layer(graph, x, 64, 32, rng) for _ in range(2))
     graph.outputs = [first, second]
     given = [v.node.inputs[1].constant for v in graph.outputs]
@@ -33,8 +33,8 @@ def test_operands_are_rounded_and_sums_are_f32(rng):
 
 def test_what_stays_f32(rng):
     graph = Graph()
-    x = graph.add_input("x", TensorType(dt.f32, (64, 64)))
-    narrow = graph.add_input("h", TensorType(dt.f16, (64, 64)))
+    x = graph.add_input("x", TensorType(dt.f32, (128, 64)))
+    narrow = graph.add_input("h", TensorType(dt.f16, (128, 64)))
     image = graph.add_input("i", TensorType(dt.f32, (1, 8, 8, 32)))
     grouped = graph.constant(rng.standard_normal((32, 1, 3, 3), np.float32))
     graph.outputs = [
