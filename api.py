@@ -36,9 +36,9 @@ def compile(source: Any, target: str = "cpu", *,
             dims: Mapping[str, int] | None = None,
             fixed: Mapping[str, np.ndarray] | None = None,
             output: str | Path | None = None, threads: int | bool | None = None,
-            optimize: int = 2, exact: bool = False, passes: str | None = None,
-            states: Sequence[tuple[str, str]] = (), name: str = "model",
-            options: Mapping[str, str] | None = None, cache: bool = True,
+            optimize: int = 2, exact: bool = False, precision: str = "f32",
+            passes: str | None = None, states: Sequence[tuple[str, str]] = (),
+            name: str = "model", options: Mapping[str, str] | None = None, cache: bool = True,
             progress: Progress | None = None) -> Module:
     """Compiles a model and loads it.
 
@@ -50,10 +50,11 @@ def compile(source: Any, target: str = "cpu", *,
     target: as listed by `smelt targets`. shapes: other shapes of inputs, by name; texts are named
     sizes. dims: numbers for named sizes. fixed: arrays of inputs that never change. threads: how
     many the model uses; False leaves all synchronisation out of it. optimize: 0 (quick to
-    compile) to 3. exact: no approximate algorithm. passes: graph passes in place of the target's
-    own. states: pairs (output, input) that the model keeps between runs. name: prefix of the C
-    names. options: what the target alone knows. progress: called with (what, steps done, steps in
-    all).
+    compile) to 3. exact: no approximate algorithm. precision: "f32", or "bf16": products of
+    f32 matrices and convolutions with constant weights round their operands to bf16, sums and all
+    else stay f32. passes: graph passes in place of the target's own. states: pairs (output, input)
+    that the model keeps between runs. name: prefix of the C names. options: what the target alone
+    knows. progress: called with (what, steps done, steps in all).
 
     Raises ModelError, TargetError, UsageError or OutputError.
     """
@@ -61,8 +62,8 @@ def compile(source: Any, target: str = "cpu", *,
 
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed,
                       threads=threads is not False and threads != 0, optimize=optimize,
-                      exact=exact, passes=passes, states=tuple(states), name=name,
-                      extra=options)
+                      exact=exact, precision=precision, passes=passes, states=tuple(states),
+                      name=name, extra=options)
     count = None if threads is None or isinstance(threads, bool) else threads or None
     if output is not None:
         result = compile_into(request, Path(output), cache=cache, progress=progress)
@@ -88,8 +89,8 @@ def build(source: Any, target: str = "cpu", *,
           shapes: Mapping[str, Sequence[int | str]] | None = None,
           dims: Mapping[str, int] | None = None,
           fixed: Mapping[str, np.ndarray] | None = None, threads: bool = True,
-          optimize: int = 2, exact: bool = False, passes: str | None = None,
-          states: Sequence[tuple[str, str]] = (), name: str = "model",
+          optimize: int = 2, exact: bool = False, precision: str = "f32",
+          passes: str | None = None, states: Sequence[tuple[str, str]] = (), name: str = "model",
           options: Mapping[str, str] | None = None,
           progress: Progress | None = None) -> Build:
     """Compiles a model without packing it: the program, the graph and the reports stay at hand.
@@ -97,8 +98,8 @@ def build(source: Any, target: str = "cpu", *,
     Parameters and errors as of `compile`.
     """
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed, threads=threads,
-                      optimize=optimize, exact=exact, passes=passes, states=tuple(states),
-                      name=name, extra=options)
+                      optimize=optimize, exact=exact, precision=precision, passes=passes,
+                      states=tuple(states), name=name, extra=options)
     return request.build(progress)
 
 
@@ -107,23 +108,26 @@ def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,
            rtol: float | None = None, bisect: bool = False,
            shapes: Mapping[str, Sequence[int | str]] | None = None,
            dims: Mapping[str, int] | None = None, optimize: int = 2, exact: bool = False,
-           passes: str | None = None, threads: int | None = None, seed: int = 0,
-           progress: Progress = _silent) -> dict[str, Any]:
+           precision: str = "f32", passes: str | None = None, threads: int | None = None,
+           seed: int = 0, progress: Progress = _silent) -> dict[str, Any]:
     """Compares a compiled model with a reference, output by output.
 
     against: "ort", "interpreter" or "data" (outputs in the npz given as input); None is ONNX
     Runtime where it is installed. artifact: a compiled model in place of compiling `source`; every
     byte of it is checked first.
-    rtol: largest error allowed, relative to the reference's largest value; None goes by type.
+    rtol: largest error allowed, relative to the reference's largest value; None goes by type, and
+    by `precision`.
     bisect: also find the first kernel that differs. Returns what `smelt verify --json` prints:
     "passed", "against", "outputs" with the errors of each, and "bisect".
     """
     from .bisection import find
     from .running import open_artifact_at, open_runnable
-    from .verification import compare_all, reference_named
+    from .verification import TOLERANCE, compare_all, reference_named
 
     request = Request(source, target, shapes=shapes, dims=None if artifact else dims,
-                      optimize=optimize, exact=exact, passes=passes)
+                      optimize=optimize, exact=exact, precision=precision, passes=passes)
+    if rtol is None and precision != "f32":
+        rtol = TOLERANCE[precision]
     if artifact is not None:
         ready = open_artifact_at(Path(artifact), threads, verify=True)
     else:
@@ -154,7 +158,7 @@ def bench(source: str | Path, inputs: Inputs = None, target: str = "cpu", *,
           against: Sequence[str] | None = None, model: str | Path | None = None,
           shapes: Mapping[str, Sequence[int | str]] | None = None,
           dims: Mapping[str, int] | None = None, threads: int = 1, seconds: float = 2.0,
-          optimize: int = 2, profile: bool = False, seed: int = 0,
+          optimize: int = 2, precision: str = "f32", profile: bool = False, seed: int = 0,
           progress: Progress = _silent) -> dict[str, Any]:
     """Times a model next to other engines, each in a process of its own, in turns.
 
@@ -171,7 +175,8 @@ def bench(source: str | Path, inputs: Inputs = None, target: str = "cpu", *,
     from .verification import compare_all
 
     source, compiled = Path(source), is_artifact(Path(source))
-    request = Request(source, target, shapes=shapes, dims=dims, optimize=optimize)
+    request = Request(source, target, shapes=shapes, dims=dims, optimize=optimize,
+                      precision=precision)
     given = (Path(model) if model else None) if compiled else source
     others = list(against) if against is not None else (
         ["ort"] if find_spec("onnxruntime") and given else [])
@@ -208,7 +213,8 @@ def bench(source: str | Path, inputs: Inputs = None, target: str = "cpu", *,
 def inspect(source: Any, target: str | None = None, *,
             shapes: Mapping[str, Sequence[int | str]] | None = None,
             dims: Mapping[str, int] | None = None, profile: bool = False,
-            passes: str | None = None, progress: Progress = _silent) -> dict[str, Any]:
+            precision: str = "f32", passes: str | None = None,
+            progress: Progress = _silent) -> dict[str, Any]:
     """What is inside a model, or a compiled model.
 
     Of a model: signature, operators, parameters; with a `target` it is compiled, and what came of
@@ -229,7 +235,8 @@ def inspect(source: Any, target: str | None = None, *,
         raw = read_report(Path(source))
         check_sizes(dims, raw["sizes"])
         return {**at_sizes(raw, dims), "open_sizes": open_sizes(raw, dims)}
-    request = Request(source, target or "cpu", shapes=shapes, dims=dims, passes=passes)
+    request = Request(source, target or "cpu", shapes=shapes, dims=dims, precision=precision,
+                      passes=passes)
     result = describe_model(request.graph(), request.label)
     if target is None and not profile:
         return result

@@ -24,6 +24,7 @@ from .options import (
     Json,
     Model,
     Optimize,
+    Precision,
     Seed,
     Shapes,
     Target,
@@ -67,6 +68,7 @@ def compile(
                                           "has no locks and no atomics either.")] = True,
     optimize: Optimize = 2,
     exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
+    precision: Precision = "f32",
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own, such as fold,cse,dce.")] = None,
     name: Annotated[str, typer.Option("--name", help="Prefix of the C names.")] = "model",
@@ -87,8 +89,8 @@ def compile(
     output = output or Path(model.name).with_suffix(".smelt")
     request = Request(model, target, shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
                       fixed=_fixed(fixed or ()), threads=threads, optimize=optimize, exact=exact,
-                      passes=passes, states=parse_states(state or ()), name=name,
-                      extra=_options(option or ()))
+                      precision=precision, passes=passes, states=parse_states(state or ()),
+                      name=name, extra=_options(option or ()))
     with screen.progress() as progress:
         done = compile_into(request, output, cache=cache, progress=progress)
     if done.note:
@@ -157,6 +159,7 @@ def run(
     random: Annotated[bool, typer.Option("--random", help="Random values for inputs that are not "
                                          "given.")] = False,
     target: Target = "cpu",
+    precision: Precision = "f32",
     shape: Shapes = None,
     dim: Dims = None,
     scale: Annotated[float | None, typer.Option("--scale", help="Pictures: factor of the pixels "
@@ -186,7 +189,8 @@ def run(
                              f"must end in .npz")
         check_writable(output)
     sizes = parse_dims(dim or ())
-    request = Request(model, target, shapes=parse_shapes(shape or ()), dims=sizes)
+    request = Request(model, target, shapes=parse_shapes(shape or ()), dims=sizes,
+                      precision=precision)
     with screen.progress() as progress:
         ready = open_runnable(model, request, threads, progress)
     arrays = data.read_inputs([*(files or ()), *(input or ())], ready.inputs, how)

@@ -37,6 +37,8 @@ Used = TypeVar("Used")
 Packed = tuple[dict[str, Any], dict[str, bytes | Path]]
 """A manifest and files by name."""
 
+PRECISIONS = ("f32", "bf16")
+"""What contractions of f32 may take; sums are f32 in both."""
 REPORT = "report.json"
 """The artifact's file with what `smelt inspect` shows."""
 CACHE_LIMIT = 4_000_000_000
@@ -77,6 +79,7 @@ class Request:
     threads: bool = True
     optimize: int = 2
     exact: bool = False
+    precision: str = "f32"
     passes: str | None = None
     states: tuple[tuple[str, str], ...] = ()
     name: str = "model"
@@ -85,6 +88,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.optimize not in (0, 1, 2, 3):
             raise UsageError(f"optimize is {self.optimize!r}: use 0, 1, 2 or 3")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision is {self.precision!r}: use {' or '.join(PRECISIONS)}")
         if not (self.name.isascii() and self.name.isidentifier()):
             raise UsageError(f"name is {self.name!r}: use letters, digits and _, for C names "
                              f"begin with it")
@@ -112,7 +117,8 @@ class Request:
         from .targets.base import BuildOptions
 
         return BuildOptions(name=self.name, optimize=self.optimize, exact=self.exact,
-                            threads=self.threads, passes=self.passes, states=self.states,
+                            precision=self.precision, threads=self.threads,
+                            passes=self.passes, states=self.states,
                             extra=dict(self.extra or {}))
 
     def build(self, progress: Progress | None = None) -> Build:
@@ -159,7 +165,8 @@ class Request:
         add(_toolchain_version(), self.target)
         if ":" not in self.target or "native" in self.target:
             add(_machine())
-        add(self.threads, self.optimize, self.exact, self.passes, self.states, self.name)
+        add(self.threads, self.optimize, self.exact, self.precision, self.passes, self.states,
+            self.name)
         add(sorted((k, tuple(v)) for k, v in (self.shapes or {}).items()))
         add(sorted((self.dims or {}).items()), sorted((self.extra or {}).items()))
         for name, array in sorted((self.fixed or {}).items()):

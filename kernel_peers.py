@@ -151,6 +151,7 @@ def _native(node: Node, target: Any, request: Request, folder: Path) -> tuple[Ro
     from .targets.base import BuildOptions
 
     options = BuildOptions(name="group", optimize=request.optimize, exact=request.exact,
+                           precision=request.precision,
                            passes="dce", extra={"profile": "true"})
     build = target.build(alone(node), options)
     path = write_artifact(folder / "group.smelt", build.manifest, build.files)

@@ -90,6 +90,11 @@ def is_scalar_constant(value: Value) -> bool:
     return value.constant is not None and value.type.numel == 1
 
 
+def _has_window(node: Node) -> bool:
+    """Whether a convolution reads its input several times, once for each place in its window."""
+    return node.op == "conv_last" and any(d != 1 for d in node.inputs[1].shape[2:])  # type: ignore
+
+
 def _title(node: Node) -> str:
     return f"{node.op} ({node.origin})" if node.origin else node.op
 
@@ -201,16 +206,31 @@ class _Planner:
         return sorted(found, key=self.position.__getitem__)
 
     def _closed_prefix(self, nodes: list[Node]) -> int:
-        """The length of the longest prefix with a single exit and few inputs."""
+        """The length of the longest prefix with a single exit, which may leave in a narrower type
+        as well, and few inputs."""
         inside: dict[Node, None] = {}
         best = 1
         for k, node in enumerate(nodes[:self.options.max_nodes], 1):
             inside[node] = None
-            exits = sum(v in self.returned or any(u not in inside for u in self.users(v))
-                        for n in inside for v in n.outputs)
-            if exits == 1 and Group("", (), members=inside).inputs() <= self.options.max_inputs:
+            exits = [n for n in inside if any(v in self.returned or any(
+                u not in inside for u in self.users(v)) for v in n.outputs)]
+            if (len(exits) == 1 or self._is_rounded(exits)) and Group(
+                    "", (), members=inside).inputs() <= self.options.max_inputs:
                 best = k
         return best
+
+    def _is_rounded(self, exits: list[Node]) -> bool:
+        """Whether the second of two nodes casts the first's result to a narrower float, for
+        kernels that read it several times; a kernel that reads it once rounds it by itself. (What
+        depends on the cast depends on its operand: the group stays convex.)"""
+        if len(exits) != 2:
+            return False
+        first, second = exits
+        users = list(self.users(second.output))
+        return second.op == "cast" and second.inputs[0] is first.output \
+            and second.output.dtype.is_float \
+            and second.output.dtype.bits < first.output.dtype.bits \
+            and (len(users) > 1 or any(_has_window(u) for u in users))
 
     # Producers --------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from .fuse import Fuse
 from .layout import ChannelsLast
 from .plain_convolutions import PlainConvolutions
 from .recognise import Recognise
+from .reduce_precision import ReducePrecision
 from .sink_transposes import SinkTransposes
 from .zero_points import ZeroPoints
 
@@ -25,12 +26,14 @@ class Options:
     """`passes` replaces the default pipeline (its text form). `channels_last` puts the spatial
     operators into that layout and lets integer products read 8-bit operands; `attention` makes one
     node of attention written out, and `chains` one of products and depthwise convolutions in a row,
-    for targets with kernels for them; `fuse` False leaves every node a kernel of its own."""
+    for targets with kernels for them; `bf16` lets contractions take bf16 operands; `fuse` False
+    leaves every node a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False
     attention: bool = False
     chains: bool = False
+    bf16: bool = False
     fuse: bool = True
 
 
@@ -45,8 +48,10 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
         passes += [ZeroPoints(), PlainConvolutions(), ChannelsLast()]
     passes += [SinkTransposes(), Canonicalise(), Fold(), CommonSubexpressions(), DeadCode(),
                Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode()]
+    if options.bf16:
+        passes += [ReducePrecision(), DeadCode()]
     if options.fuse:
-        passes.append(Fuse())
+        passes.append(Fuse(prologue=options.bf16))
         if options.chains:
             passes.append(Chain())
     return Pipeline(tuple(passes))

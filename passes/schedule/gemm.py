@@ -178,7 +178,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
     lanes = low.machine.lanes
     flat = right.rank == 2 and walks_as_one(group, root)
-    height = _product(left.shape[:-1]) if flat else rows
+    height = product(left.shape[:-1]) if flat else rows
     tile = choose(height if isinstance(height, int) else None,
                   columns if isinstance(columns, int) else 4 * lanes, registers)
     width = tile.vectors * lanes
@@ -222,7 +222,8 @@ class Shape:
     columns: Any
 
 
-def _product(dims) -> Any:
+def product(dims) -> Any:
+    """The product of dimensions."""
     total: Any = 1
     for d in dims:
         total = total * d
@@ -250,7 +251,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
     width = tile.vectors * lanes
     inner, columns = wrap(shape.inner), wrap(shape.columns)
     panels = (columns + (width - 1)) // width
-    count = _product([wrap(d) for d in batch])
+    count = product([wrap(d) for d in batch])
     blocks = row_blocks(shape.rows, tile.rows)
     chunk = _chunk(shape, tile, width, x.dtype.itemsize, blocks[0].count)
     tasks_per_panel = wrap(blocks[0].count + (chunk - 1)) // chunk if blocks else wrap(1)
@@ -326,7 +327,7 @@ def _write_unpacked(low: Lowering, group: Group, ops: Operands, epilogue: Epilog
     chunks = (wrap(columns) + (chunk - 1)) // chunk
     work = 2 * rows * chunk * (inner if isinstance(inner, int) else 256)
     column = var("column", extent=wrap(columns))
-    with b.loop("t", _product([wrap(d) for d in batch]) * chunks, "parallel",
+    with b.loop("t", product([wrap(d) for d in batch]) * chunks, "parallel",
                 grain=max(1, TASK_FLOPS // max(1, work))) as t:
         index = unflatten(b.let("m", t // chunks), batch) if batch else ()
         lead, between = (index, ()) if batch else places(out)

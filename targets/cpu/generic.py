@@ -24,7 +24,7 @@ from ..base import Build, BuildOptions, Progress, silent
 from .generic_library import shared_library
 from .generic_size import measure
 from .isa import Variant
-from .target import build_manifest, lower_for, memory_report
+from .target import build_manifest, check_precision, lower_for, memory_report
 from .toolchain import Compiler, find_compiler
 
 PORTABLE = Variant("generic", SCALAR, doc="portable C11: no heap, no threads, no system")
@@ -44,6 +44,7 @@ class GenericTarget:
     def build(self, graph: Graph, options: BuildOptions, progress: Progress = silent) -> Build:
         """Optimises, lowers and prints; see `Target.build`. Compiles where there is a compiler,
         to measure code and stack and to make the library."""
+        check_precision([PORTABLE], options)
         blob = _wants_blob(options)
         _require_constant_inputs(graph)
         progress("optimising the graph", 0, 3)

@@ -27,14 +27,15 @@ from ...passes.schedule.chain import chain_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
 from ...passes.schedule.rows import ROW_RULES
+from ...passes.schedule.tile_gemm import tile_conv_rule, tile_matmul_rule
 from ...passes.schedule.winograd import winograd_rule
 from ...runtime import abi
 from ..base import Build, BuildOptions, Progress, Target, silent
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (chain_rule, attention_rule, matmul_rule, winograd_rule, conv_rule,
-                           *ROW_RULES, *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (chain_rule, attention_rule, tile_matmul_rule, tile_conv_rule,
+                           matmul_rule, winograd_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 
@@ -57,12 +58,13 @@ class CpuTarget:
     def build(self, graph: Graph, options: BuildOptions, progress: Progress = silent) -> Build:
         """Optimises, lowers and compiles; see `Target.build`."""
         compiler = find_compiler(self.variants[0].zig)
+        check_precision(self.variants, options)
         if not self.variants[0].threads:
             options = replace(options, threads=False)
         progress("optimising the graph", 0, 4)
         vectors = all(v.vector.lanes > 1 for v in self.variants)
         chosen = Options(passes=options.passes or "", channels_last=True, attention=vectors,
-                         chains=vectors)
+                         chains=vectors, bf16=options.precision == "bf16")
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         programs = []
         for variant in self.variants:
@@ -87,11 +89,21 @@ class CpuTarget:
         return Build(manifest, files, programs[0], graph, reports)
 
 
+def check_precision(variants: list[Variant], options: BuildOptions) -> None:
+    """Raises TargetError when a variant has no instructions for the precision."""
+    lacking = [v.name for v in variants if not v.vector.dot2]
+    if options.precision == "bf16" and lacking:
+        raise TargetError(f"{' and '.join(lacking)} has no instructions for bf16 products "
+                          f"(AVX512_BF16): compile with precision f32, or on a machine that has "
+                          f"them for target cpu")
+
+
 def machine_of(variant: Variant, exact: bool = False) -> Machine:
     """What schedules need to know of a variant."""
     vector = variant.vector
     halves = ("fma", "f32", vector.lanes // 2) in vector.spelling
-    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact)
+    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact, vector.dot2,
+                   vector.tiles)
 
 
 def lower_for(graph: Graph, variant: Variant, exact: bool = False) -> Program:
@@ -223,7 +235,7 @@ def build_manifest(target: str, variants: list[Variant], program: Program,
                       "sizes": {n: list(r) for n, r in program.symbols.items()}},
         "states": [list(s) for s in options.states],
         "options": {"optimize": options.optimize, "exact": options.exact,
-                    "threads": options.threads},
+                    "precision": options.precision, "threads": options.threads},
         "kernels": [{"name": k.name, "origin": k.origin, "flops": text(k.flops),
                      "bytes": text(k.bytes)} for k in program.kernels()],
     }
