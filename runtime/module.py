@@ -101,7 +101,7 @@ def _spec(info: abi.TensorInfo) -> TensorSpec:
     return TensorSpec(_decode(info.name), abi.DTYPE_NAMES[info.dtype], shape)
 
 
-def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
+def as_array(value: Any, spec: TensorSpec) -> np.ndarray:
     """The value as an array, without a copy if it is one or has `__dlpack__`.
 
     Numbers and lists become arrays of the input's dtype if they are of its kind.
@@ -308,7 +308,7 @@ class Session:
             arrays: dict[int, np.ndarray] = {}
             for i, tensor in enumerate(self._in[: len(specs)]):
                 if i in values:
-                    arrays[i] = self._set_input(i, tensor, _as_array(values[i], specs[i]))
+                    arrays[i] = self._set_input(i, tensor, as_array(values[i], specs[i]))
                 else:
                     tensor.data = None  # a state
             c = self._c
@@ -404,7 +404,7 @@ class Session:
                 tensor = abi.Tensor()
                 spec = self._library.inputs[self._position[input]]
                 index = self._position[input]
-                array = self._set_input(index, tensor, _as_array(initial, spec))
+                array = self._set_input(index, tensor, as_array(initial, spec))
                 shape = self._in_shapes[index]
                 start = ctypes.byref(tensor)
             abi.check(c, c.smelt_link_state(self._handle, _encode(output), _encode(input), start))
@@ -516,10 +516,15 @@ class Module(Session):
         return self._artifact.save(path)
 
 
-def load(path: str | Path, threads: int | None = None, verify: bool | None = None) -> Module:
-    """Opens a compiled model; see `Module`."""
+def load(path: str | Path, threads: int | None = None, verify: bool | None = None) -> Any:
+    """Opens a compiled model by the target that it is made for: a `Module`, or the class for that
+    target with the same interface."""
     artifact = open_artifact(path, verify)
     target = artifact.manifest.get("target", "")
+    if target == "webgpu":
+        from .webgpu import WebGpuModule
+
+        return WebGpuModule(artifact)
     if target.split(":")[0] != "cpu":
         artifact.close()
         raise ArtifactError(f"{path} is made for {target or 'no target'}, not for a CPU.")
