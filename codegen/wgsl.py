@@ -163,6 +163,7 @@ class ShaderPrinter:
             self.line("}")
         elif isinstance(s, Let):
             value = self.expr.statement_value(s.value)
+            self.expr.define(s.var, s.value)
             self.line(self.expr.declaration(s.var, self.var_name(s.var), value))
         elif isinstance(s, Alloc):
             self._alloc(s.buffer)

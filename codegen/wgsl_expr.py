@@ -17,7 +17,7 @@ from ..errors import ModelError
 from ..ir import dtype as dt
 from ..ir.algebra import at_least
 from ..ir.dtype import DType
-from ..ir.expr import Cast, Const, Expr, Op, Var
+from ..ir.expr import Cast, Const, Expr, Op, Var, substitute, var
 from ..ir.kernel.nodes import Load
 from .c_bounds import interval
 from .values import ValuePrinter
@@ -59,6 +59,12 @@ class WgslExpressions(ValuePrinter):
     def __init__(self, printer: ShaderPrinter):
         super().__init__()
         self.p = printer
+        self._naturals: dict[Expr, Expr] = {}
+
+    def define(self, v: Var, value: Expr) -> None:
+        """States what a variable stands for."""
+        if value.dtype is dt.i64 and self._natural(value):
+            self._naturals[v] = var(v.name, low=0)
 
     def type_of(self, dtype: DType) -> str:
         """The WGSL type of a value. Raises ModelError naming the node for others."""
@@ -200,15 +206,13 @@ class WgslExpressions(ValuePrinter):
             return f"sign({a[0]})" if kind == "i32" else f"min({a[0]}, 1u)"
         raise TypeError(f"WGSL has no integer {name}")
 
-    @staticmethod
-    def _natural(e: Expr) -> bool:
-        return e.dtype.kind == "uint" or (e.dtype is dt.i64 and at_least(e, 0))
+    def _natural(self, e: Expr) -> bool:
+        return e.dtype.kind == "uint" or (
+            e.dtype is dt.i64 and at_least(substitute(e, dict(self._naturals)), 0))
 
-    @staticmethod
-    def _positive(e: Expr) -> bool:
+    def _positive(self, e: Expr) -> bool:
         # What is divided by a size of 0 is never used: nothing has an index in it.
-        return isinstance(e, Const) and e.value > 0 or (
-            e.dtype is dt.i64 and not isinstance(e, Const) and at_least(e, 0))
+        return e.value > 0 if isinstance(e, Const) else e.dtype is dt.i64 and self._natural(e)
 
     def _wrapped(self, text: str, d: DType) -> str:
         """The low bits of an integer as one of its type."""

@@ -8,13 +8,15 @@ found by the schedule primitives and become part of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 from ...errors import ModelError
-from ...ir.expr import Expr, Var, const, free_vars, op, simplify_dim, var, walk, wrap
-from ...ir.kernel.builder import sizes_of
+from ...ir.expr import Expr, Var, const, free_vars, op, simplify_dim, walk, wrap
+from ...ir.kernel.builder import Builder, sizes_of
 from ...ir.kernel.nodes import (
     Alloc,
     Block,
@@ -33,7 +35,6 @@ from ...ir.kernel.nodes import (
 from ...ir.program import Branch, Launch, Program, Repeat, Step
 from ..lower.generic import operations
 from .primitives import ScheduleError, bind, fuse
-from .rewriting import Names
 
 
 @dataclass(frozen=True)
@@ -201,51 +202,49 @@ def _widened(kernel: Kernel, outermost: Var) -> Kernel:
             return kernel
 
 
+@contextmanager
+def blocks(b: Builder, count: Any, limits: GpuLimits) -> Iterator[Expr]:
+    """Grid loops over `count` blocks; yields the number of the block. More than one axis of the
+    grid holds, or may hold, take two axes."""
+    total = simplify_dim(wrap(count))
+    if isinstance(total, int) and total <= limits.grid:
+        with b.loop("grid", total, "grid.x") as g:
+            yield g
+        return
+    total = wrap(total)
+    lines = (total + (limits.grid - 1)) // limits.grid
+    with b.loop("gridline", lines, "grid.y") as y, \
+            b.loop("grid", op("min", total, const(limits.grid)), "grid.x") as x:
+        g = b.let("grid", y * limits.grid + x)
+        with b.when(g < total):
+            yield g
+
+
 def _over_grid(kernel: Kernel, limits: GpuLimits) -> Kernel:
     """The kernel whose last statement is a parallel loop, with one thread for each iteration."""
     *lets, loop = kernel.body.body
     assert isinstance(loop, For)
-    extent = wrap(loop.extent)
-    threads = limits.threads
+    extent, threads = wrap(loop.extent), limits.threads
     if isinstance(loop.extent, int):
         threads = min(threads, 1 << (max(1, loop.extent) - 1).bit_length())
-    exact = isinstance(loop.extent, int) and loop.extent % threads == 0 \
-        and loop.extent // threads <= limits.grid
-    names = Names(kernel)
-    t = var(names.fresh("thread"), extent=threads)
-    body = _serial(loop.body)
-
-    def block(position: Expr) -> Block:
-        index = position * threads + t
-        inside = Block(Let(loop.var, index), *body.body)
-        guarded = inside if exact else Block(If(op("lt", index, extent), inside))
-        return Block(For(t, threads, guarded, "block.x"))
-
-    grid = over_blocks(names, (extent + (threads - 1)) // threads, limits, block)
-    return replace(kernel, body=Block(*lets, grid))
-
-
-def over_blocks(names: Names, blocks: Expr | int, limits: GpuLimits,
-                body: Callable[[Expr], Block]) -> For:
-    """Grid loops that run body(position) for every position below `blocks`; and for some beyond
-    when there may be more than one axis of the grid holds."""
-    count = simplify_dim(wrap(blocks))
-    if isinstance(count, int) and count <= limits.grid:
-        g = var(names.fresh("block"), extent=count)
-        return For(g, count, body(g), "grid.x")
-    blocks = wrap(blocks)
-    width = op("min", blocks, const(limits.grid))
-    lines = (blocks + (limits.grid - 1)) // limits.grid
-    x, y = var(names.fresh("block"), extent=width), var(names.fresh("line"), extent=lines)
-    return For(y, lines, Block(For(x, width, body(y * limits.grid + x), "grid.x")), "grid.y")
+    b = Builder(kernel.name)
+    with blocks(b, (extent + (threads - 1)) // threads, limits) as g, \
+            b.loop("thread", threads, "block.x") as t:
+        index = g * threads + t
+        body = Block(Let(loop.var, index), *_serial(loop.body).body)
+        exact = isinstance(loop.extent, int) and loop.extent % threads == 0
+        for s in body.body if exact else (If(op("lt", index, extent), body),):
+            b.emit(s)
+    return replace(kernel, body=Block(*lets, *b.kernel().body.body))
 
 
 def _single_thread(kernel: Kernel) -> Kernel:
     """The kernel in one thread of one block."""
-    names = Names(kernel)
-    block, thread = (var(names.fresh(n), extent=1) for n in ("block", "thread"))
-    inner = For(thread, 1, _serial(kernel.body), "block.x")
-    return replace(kernel, body=Block(For(block, 1, Block(inner), "grid.x")))
+    b = Builder(kernel.name)
+    with b.loop("grid", 1, "grid.x"), b.loop("thread", 1, "block.x"):
+        for s in _serial(kernel.body).body:
+            b.emit(s)
+    return replace(kernel, body=b.kernel().body)
 
 
 def _serial(block: Block) -> Block:
