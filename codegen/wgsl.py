@@ -24,7 +24,7 @@ from typing import Any
 
 from ..ir import dtype as dt
 from ..ir.dtype import DType
-from ..ir.expr import Const, Expr, Var, substitute, wrap
+from ..ir.expr import Const, Expr, Var, free_vars, walk, wrap
 from ..ir.kernel.nodes import (
     Alloc,
     Barrier,
@@ -39,6 +39,7 @@ from ..ir.kernel.nodes import (
     Stmt,
     Store,
     While,
+    children,
     statements,
 )
 from .wgsl_expr import HALVES, WgslExpressions
@@ -51,11 +52,13 @@ AXES = {"grid.x": "group.x", "grid.y": "group.y", "grid.z": "group.z",
 
 @dataclass(frozen=True)
 class Shader:
-    """A shader and how it is launched: `groups` are the workgroups along x, y and z, expressions
-    of the kernel's sizes. `key` is the same for equal texts."""
+    """A shader and how it is launched: `groups` are the workgroups along x, y and z, `rounds` the
+    loop iterations of an invocation as far as they are known before the run, both expressions of
+    the kernel's sizes. `key` is the same for equal texts."""
 
     text: str
     groups: tuple[Any, ...]
+    rounds: Any = 0
 
     @property
     def key(self) -> str:
@@ -129,7 +132,7 @@ class ShaderPrinter:
                  "fn main(@builtin(workgroup_id) group: vec3<u32>,",
                  "        @builtin(local_invocation_id) thread: vec3<u32>) {",
                  *(f"    let {n} = launch.{n};" for n, _ in fields), *self.lines, "}", ""]
-        return Shader("\n".join(text), tuple(self.groups))
+        return Shader("\n".join(text), tuple(self.groups), _rounds(kernel, kernel.body))
 
     # Statements ---------------------------------------------------------------------------------
 
@@ -297,6 +300,23 @@ class ShaderPrinter:
         self.line(f"atomicOr(&{ARENA}[{place}], {bits} << {low});")
 
 
+def _rounds(kernel: Kernel, block: Block) -> Expr:
+    """Loop iterations of one invocation; loops whose number of iterations data or an outer loop
+    decides count as one."""
+    total: Expr = wrap(0)
+    for s in block.body:
+        inside = [_rounds(kernel, b) for b in children(s) if isinstance(b, Block)]
+        if isinstance(s, For) and s.kind not in AXES:
+            extent = wrap(s.extent)
+            known = all(v in kernel.sizes for v in free_vars(extent)) and not any(
+                isinstance(x, Load) for x in walk(extent))
+            total = total + (extent if known else 1) * (inside[0] + 1)
+        else:
+            for rounds in inside:
+                total = total + rounds
+    return total
+
+
 def _as_type(text: str, kind: str, source: str = "u32") -> str:
     """The bits of a value as another 32-bit type."""
     return text if kind == source else f"bitcast<{kind}>({text})"
@@ -306,8 +326,3 @@ def storable(dtype: DType) -> bool:
     """Whether tensors of this type can be kept in words."""
     return dtype is dt.i64 or dtype in HALVES or dtype is dt.f32 or dtype.is_bool or (
         dtype.is_integer and dtype.bits <= 32)
-
-
-def group_counts(shader: Shader, sizes: dict[Expr, Expr]) -> list[Any]:
-    """The workgroups along each axis in terms of what the kernel's sizes stand for."""
-    return [substitute(wrap(g), sizes) for g in shader.groups]

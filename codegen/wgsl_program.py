@@ -12,7 +12,7 @@
 
     tensor := {"place": its position in "memory", "shape": [size, ...]}
     step := {"do": "launch", "shader": k, "at": [argument, ...], "sizes": [size, ...],
-             "groups": [size, size, size]}
+             "groups": [size, size, size], "rounds": loop iterations of an invocation}
           | {"do": "assign", "names": [name, ...], "values": [size, ...]}
           | {"do": "bind", "names": [name, ...], "from": place, "dtype": dtype, "origin": node}
           | {"do": "require", "condition": condition, "message": text, "late": bool}
@@ -34,11 +34,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ModelError
-from ..ir.expr import Const, Expr, Op, Var, walk, wrap
+from ..ir.expr import Const, Expr, Op, Var, substitute, walk, wrap
 from ..ir.kernel.nodes import Kernel
 from ..ir.program import Assign, Bind, Branch, Launch, Program, Repeat, Require, Step, Storage
 from .host import Weights
-from .wgsl import ARENA, Shader, group_counts, print_shader
+from .wgsl import ARENA, Shader, print_shader
 
 VERSION = 1
 
@@ -158,10 +158,15 @@ class PlanPrinter:
         shader = self._printed[key]
         index = self.order.setdefault(shader.key, len(self.order))
         self.shaders[shader.key] = shader.text
-        sizes = dict(zip(step.kernel.sizes, map(wrap, step.sizes), strict=True))
+        sizes: dict[Expr, Expr] = dict(zip(step.kernel.sizes, map(wrap, step.sizes), strict=True))
+
+        def of_program(e: Any) -> Any:
+            return size_json(substitute(wrap(e), sizes))
+
         return {"do": "launch", "shader": index, "at": where,
                 "sizes": [size_json(e) for e in step.sizes],
-                "groups": [size_json(g) for g in group_counts(shader, sizes)]}  # type: ignore
+                "groups": [of_program(g) for g in shader.groups],
+                "rounds": of_program(shader.rounds)}
 
     def _argument(self, storage: Storage) -> dict[str, int]:
         root = storage.root()

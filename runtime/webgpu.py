@@ -25,7 +25,8 @@ PLAN = "plan.json"
 VERSION = 1
 UNIFORM_BYTES = 256
 """Distance between the uniforms of launches: what every adapter takes as an offset."""
-DEFAULT_BINDING = 128 << 20
+LLVMPIPE_ROUNDS = 65535
+"""Loop iterations after which Mesa's processor emulation ends the loops of an invocation."""
 
 
 @functools.cache
@@ -65,6 +66,7 @@ class WebGpuModule:
         self.outputs = [_spec(t) for t in signature["outputs"]]
         self._ranges: dict[str, list[int | None]] = signature.get("sizes", {})
         self._device = open_device()
+        self._emulated = "llvmpipe" in self.isa
         self._lock = threading.Lock()
         self._closed = False
         self._arena: Any = None
@@ -301,6 +303,9 @@ class _Run:
         groups = tuple(size_of(g, self.sizes) for g in step["groups"])
         if min(groups) <= 0:
             return
+        if self.m._emulated and size_of(step["rounds"], self.sizes) > LLVMPIPE_ROUNDS:
+            raise TargetError(f"A shader of this model loops more than {LLVMPIPE_ROUNDS} times, "
+                              f"where {self.m.isa} stops: run it on a GPU.")
         words = [(self.prepared.offsets[a["arena"]] if "arena" in a else a["weights"]) // 4
                  for a in step["at"]]
         words += [size_of(e, self.sizes) for e in step["sizes"]]

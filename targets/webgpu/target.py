@@ -156,9 +156,12 @@ def plan_arena(program: Program) -> tuple[list[Lifetime], bool]:
     are constant. Inputs hold data from the start, outputs to the end, and so do the numbers that
     late checks read."""
     inputs, outputs = program.inputs, program.outputs
-    for s in (*inputs, *outputs):
+    roles = {s: s.role for s in (*inputs, *outputs)}
+    for s in roles:
         s.role = "temporary"
     spans = {x.storage: x for x in lifetimes(program)}
+    for s, role in roles.items():
+        s.role = role
     end = max((x.last for x in spans.values()), default=0) + 1
     for s in (*inputs, *outputs):
         spans.setdefault(s.root(), Lifetime(s.root(), 0, 0))
