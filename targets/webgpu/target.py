@@ -133,6 +133,7 @@ def _check_types(program: Program) -> None:
     """Refuses element types that no shader holds, sizes that only data tells, and numbers of more
     than 32 bits among the constants."""
     names = {s: f"{s.role} {s.name!r}" for s in (*program.inputs, *program.outputs)}
+    bound = {v for s in program.inputs for v in s.type.symbols}
     for step in program.walk():
         if not isinstance(step, Launch):
             continue
@@ -142,7 +143,7 @@ def _check_types(program: Program) -> None:
             if not storable(dtype):
                 raise ModelError(f"{names.get(s, where)}: WebGPU has no {dtype.name}: change the "
                                  f"model to a type that it has, such as f32 or i32")
-            if s.root().role == "dynamic":
+            if s.root().role == "dynamic" or any(v not in bound for v in s.root().type.symbols):
                 raise ModelError(f"{where}: the size of its result depends on data, which the "
                                  f"webgpu target does not support")
             if s.role == "constant" and dtype.name == "i64" and s.array is not None \
