@@ -163,9 +163,7 @@ class WgslExpressions(ValuePrinter):
             return f"(-{a[0]})"
         if name in ("isnan", "isinf"):
             return f"{self.helper('is_' + name[2:])}({a[0]})"
-        if name == "rem":
-            return f"({a[0]} % {a[1]})"
-        if name in ("mod", "pow"):
+        if name in ("mod", "pow", "rem"):
             return f"{self.helper(name + '_f32')}({a[0]}, {a[1]})"
         if name == "floordiv":
             return f"floor({a[0]} / {a[1]})"

@@ -90,9 +90,14 @@ HELPERS: dict[str, str] = {
     if (y != floor(y)) { return bits_to_f32(0x7fc00000u); }
     return select(result, 0.0f - result, odd);
 }""",
+    "rem_f32": """fn rem_f32(a: f32, b: f32) -> f32 {
+    let r = select(a % b, a, is_inf(b) && abs(a) < abs(b));
+    return select(r, bitcast<f32>(bitcast<u32>(a) & 0x80000000u), r == 0.0f);
+}""",
     "mod_f32": """fn mod_f32(a: f32, b: f32) -> f32 {
-    let r = a % b;
-    return select(r, r + b, r != 0.0f && (r < 0.0f) != (b < 0.0f));
+    let r = rem_f32(a, b);
+    if (r == 0.0f) { return bitcast<f32>(bitcast<u32>(b) & 0x80000000u); }
+    return select(r, r + b, (r < 0.0f) != (b < 0.0f));
 }""",
     "f16_to_f32": "fn f16_to_f32(x: u32) -> f32 { return unpack2x16float(x).x; }",
     "f32_to_f16": """fn f32_to_f16(x: f32) -> u32 {
@@ -117,15 +122,19 @@ HELPERS: dict[str, str] = {
 DEPENDS: dict[str, tuple[str, ...]] = {
     "min_f32": ("is_nan",), "max_f32": ("is_nan",), "to_i32": ("is_nan",), "to_u32": ("is_nan",),
     "floordiv_i32": ("div_i32", "rem_i32"), "mod_i32": ("rem_i32",),
-    "pow_f32": ("bits_to_f32", "is_nan"),
+    "pow_f32": ("bits_to_f32", "is_nan"), "rem_f32": ("is_inf",), "mod_f32": ("rem_f32",),
 }
 
 
 def closure(used: set[str]) -> list[str]:
     """The helpers with those that they call, called before caller."""
     found: dict[str, None] = {}
-    for name in sorted(used):
+
+    def add(name: str) -> None:
         for needed in DEPENDS.get(name, ()):
-            found[needed] = None
+            add(needed)
         found[name] = None
+
+    for name in sorted(used):
+        add(name)
     return list(found)

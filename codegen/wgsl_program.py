@@ -16,9 +16,10 @@
           | {"do": "assign", "names": [name, ...], "values": [size, ...]}
           | {"do": "bind", "names": [name, ...], "from": place, "dtype": dtype, "origin": node}
           | {"do": "require", "condition": condition, "message": text, "late": bool}
-          | {"do": "branch", "condition": place, "then": [step, ...], "else": [step, ...]}
-          | {"do": "repeat", "counter": place or null, "limit": place, size or null,
-             "condition": place or null, "body": [step, ...]}
+          | {"do": "branch", "condition": known, "then": [step, ...], "else": [step, ...]}
+          | {"do": "repeat", "counter": place or null, "limit": known or null,
+             "condition": known or null, "body": [step, ...]}
+    known := {"place": where the arena holds it, "dtype": dtype} | {"size": size}
     argument := {"arena": place} | {"weights": byte of its part}
     size, condition := number | name | [operation, size, ...]
 
@@ -134,20 +135,25 @@ class PlanPrinter:
             return {"do": "require", "condition": size_json(step.condition),
                     "message": step.message, "late": top and not step.of_sizes}
         if isinstance(step, Branch):
-            return {"do": "branch", "condition": self._place(step.condition),
+            return {"do": "branch", "condition": self._known(step.condition),
                     "then": self._steps(step.then, False),
                     "else": self._steps(step.orelse, False)}
         assert isinstance(step, Repeat), step
-        limit: Any = None
-        if isinstance(step.limit, Storage):
-            limit = {"place": self._place(step.limit)}
-        elif step.limit is not None:
-            limit = size_json(step.limit)
         return {"do": "repeat",
                 "counter": None if step.counter is None else self._place(step.counter),
-                "limit": limit,
-                "condition": None if step.condition is None else self._place(step.condition),
+                "limit": self._known(step.limit), "condition": self._known(step.condition),
                 "body": self._steps(step.body, False)}
+
+    def _known(self, value: Any) -> dict[str, Any] | None:
+        """What the host has to know during the run: an element of memory, or a size."""
+        if value is None:
+            return None
+        if not isinstance(value, Storage):
+            return {"size": size_json(value)}
+        root = value.root()
+        if root.array is not None:
+            return {"size": int(root.array.reshape(-1)[0])}
+        return {"place": self.places[root], "dtype": value.type.dtype.name}
 
     def _launch(self, step: Launch) -> dict[str, Any]:
         where = [self._argument(s) for s in step.args]

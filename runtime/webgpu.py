@@ -282,9 +282,12 @@ class _Run:
                                              -(-count // 4) * 4)
         return np.frombuffer(data, np.uint8, count).view(dtype).reshape(shape).copy()
 
-    def _read_one(self, k: int, dtype: str) -> int:
+    def _known(self, value: Mapping[str, Any]) -> int:
+        """A number that decides what is launched next."""
+        if "size" in value:
+            return size_of(value["size"], self.sizes)
         self._submit()
-        return int(self._read(k, abi.numpy_dtype(dtype), (1,))[0])
+        return int(self._read(value["place"], abi.numpy_dtype(value["dtype"]), (1,))[0])
 
     # Steps --------------------------------------------------------------------------------------
 
@@ -330,17 +333,13 @@ class _Run:
             raise InputError(f"{step['message'][:1].upper()}{step['message'][1:]}.")
 
     def _branch(self, step: dict[str, Any]) -> None:
-        self._steps(step["then" if self._read_one(step["condition"], "bool") else "else"])
+        self._steps(step["then" if self._known(step["condition"]) else "else"])
 
     def _repeat(self, step: dict[str, Any]) -> None:
-        limit: Any = step["limit"]
-        if isinstance(limit, dict):
-            limit = self._read_one(limit["place"], "i64")
-        elif limit is not None:
-            limit = size_of(limit, self.sizes)
+        limit = None if step["limit"] is None else self._known(step["limit"])
         count = 0
         while limit is None or count < limit:
-            if step["condition"] is not None and not self._read_one(step["condition"], "bool"):
+            if step["condition"] is not None and not self._known(step["condition"]):
                 break
             if step["counter"] is not None:
                 self._submit()

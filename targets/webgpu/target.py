@@ -59,6 +59,8 @@ class WebGpuTarget:
         if options.states:
             raise UsageError("the webgpu target keeps no states between runs: pass them in and "
                              "out as inputs and outputs")
+        if options.extra.get("profile"):
+            raise TargetError("the webgpu target counts no times of kernels: profile cpu")
         progress("optimising the graph", 0, 3)
         chosen = Options(passes=options.passes or "", channels_last=True)
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
