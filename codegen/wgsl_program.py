@@ -71,7 +71,7 @@ def parts_of(weights: Weights, limit: int) -> list[tuple[int, int]]:
             parts.append((start, end - start))
             start = offset
         end = last
-    return [*parts, (start, end - start)] if end > start else parts
+    return [*parts, (start, end - start)] if end > start or weights.offsets else parts
 
 
 @dataclass

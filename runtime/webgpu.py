@@ -199,10 +199,11 @@ class WebGpuModule:
             self._pipelines.append(device.create_compute_pipeline(
                 layout=layout, compute={"module": module, "entry_point": "main"}))
         self._weights = []
-        data = np.memmap(self._artifact.file(WEIGHTS), np.uint8, "r") if plan["weights"] else b""
         for start, count in plan["weights"]:
             self._weights.append(self._buffer(count, usage.STORAGE | usage.COPY_DST))
-            device.queue.write_buffer(self._weights[-1], 0, data[start:start + count])
+            if count:
+                data = np.memmap(self._artifact.file(WEIGHTS), np.uint8, "r", start, (count,))
+                device.queue.write_buffer(self._weights[-1], 0, data)
 
     def _buffer(self, count: int, usage: int) -> Any:
         most = self._device.limits["max-storage-buffer-binding-size"]

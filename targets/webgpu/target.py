@@ -27,11 +27,13 @@ from ...passes.lower.lowering import Rule, lower
 from ...passes.plan import Lifetime, best_fit, lifetimes
 from ...passes.schedule.gpu import GpuLimits, check_limits, to_grid
 from ...passes.schedule.gpu_gemm import gpu_product_rules
+from ...passes.schedule.gpu_reduce import gpu_reduction_rules
 from ...passes.schedule.gpu_rows import gpu_row_rules
 from ..base import Build, BuildOptions, Progress, Target, describe_program, memory_report, silent
 
 LIMITS = GpuLimits()
-RULES: tuple[Rule, ...] = (*gpu_product_rules(LIMITS), *gpu_row_rules(LIMITS), *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (*gpu_product_rules(LIMITS), *gpu_row_rules(LIMITS),
+                           *gpu_reduction_rules(LIMITS), *GENERIC_RULES)
 MACHINE = Machine(lanes=1, flat=True)
 BINDING_BYTES = 128 << 20
 """Bytes of a storage buffer that every adapter binds."""

@@ -13,10 +13,12 @@ from smelt.codegen.wgsl_program import parts_of, size_json
 from smelt.errors import ModelError
 from smelt.ir import dtype as dt
 from smelt.ir.expr import evaluate, op, size
+from smelt.ir.graph.core import TensorType
 from smelt.ir.kernel.builder import Builder
 from smelt.ir.kernel.interpreter import KernelFault, run_kernel
 from smelt.ir.kernel.nodes import For, statements
 from smelt.ir.kernel.verifier import verify
+from smelt.ir.program import Storage
 from smelt.passes.kernel.narrow import check_narrow
 from smelt.passes.plan import best_fit
 from smelt.passes.schedule.gpu import GpuLimits, check_limits, grid_kernels
@@ -211,3 +213,5 @@ def test_weights_are_cut_between_constants():
     assert parts_of(weights, 192) == [(0, 192), (192, 320), (512, 64)]
     assert parts_of(weights, 1 << 20) == [(0, 576)]
     assert parts_of(Weights({}, 0, []), 100) == []
+    empty = Storage("w0", TensorType(dt.f32, (0,)), "constant")
+    assert parts_of(Weights({empty: 0}, 0, []), 100) == [(0, 0)]
