@@ -43,6 +43,9 @@ from .wgsl import ARENA, Shader, print_shader
 
 VERSION = 1
 
+MOST_WORDS = 64
+"""Places and sizes of one launch: what lies between two offsets of a uniform buffer (256 bytes)."""
+
 
 def size_json(e: Any) -> Any:
     """A size or condition as JSON. Raises ModelError for one that is no integer arithmetic."""
@@ -156,6 +159,10 @@ class PlanPrinter:
         return {"place": self.places[root], "dtype": value.type.dtype.name}
 
     def _launch(self, step: Launch) -> dict[str, Any]:
+        if len(step.args) + len(step.sizes) > MOST_WORDS:
+            raise ModelError(f"{step.kernel.origin or step.kernel.name}: a kernel of "
+                             f"{len(step.args)} tensors and {len(step.sizes)} sizes is more than "
+                             f"the {MOST_WORDS} that a launch passes")
         where = [self._argument(s) for s in step.args]
         names = tuple(ARENA if "arena" in a else f"w{a.pop('part')}" for a in where)
         key = step.kernel, names

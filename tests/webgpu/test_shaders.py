@@ -12,7 +12,7 @@ from smelt.codegen.wgsl import print_shader
 from smelt.codegen.wgsl_program import parts_of, size_json
 from smelt.errors import ModelError
 from smelt.ir import dtype as dt
-from smelt.ir.expr import evaluate, op, size
+from smelt.ir.expr import cast, evaluate, op, size
 from smelt.ir.graph.core import TensorType
 from smelt.ir.kernel.builder import Builder
 from smelt.ir.kernel.interpreter import KernelFault, run_kernel
@@ -170,7 +170,10 @@ def narrow_kernel(value):
     lambda x, f, i: x[i], lambda x, f, i: i * 7 + 3, lambda x, f, i: op("max", x[i], 5),
     lambda x, f, i: op("select", x[i] < 0, i, x[i]),
     lambda x, f, i: x[op("select", x[i] < 0, x[i] + 9, x[i])],
-    lambda x, f, i: x[i] % 100,
+    lambda x, f, i: x[i] % 100, lambda x, f, i: cast(f[i], dt.i64) + 1,
+    lambda x, f, i: op("select", x[i] < 0, x[i] + 9, x[i]),
+    lambda x, f, i: op("select", x[i] >= 0, x[i] - 5, i),
+    lambda x, f, i: op("select", op("and", x[i] < 50, x[i] > -3), x[i] * 7, i),
 ])
 def test_narrow_arithmetic_that_fits(value):
     check_narrow(narrow_kernel(value))
@@ -179,6 +182,9 @@ def test_narrow_arithmetic_that_fits(value):
 @pytest.mark.parametrize("value", [
     lambda x, f, i: x[i] + 1, lambda x, f, i: x[i] * x[i],
     lambda x, f, i: op("select", x[i] + x[i] < 0, 1, 2),
+    lambda x, f, i: op("select", x[i] < 0, x[i] - 9, x[i]),
+    lambda x, f, i: op("select", x[i] < 0, x[i], x[i] + 9),
+    lambda x, f, i: cast(f[i], dt.i64) + 1000,
 ])
 def test_narrow_arithmetic_that_may_not_fit(value):
     with pytest.raises(ModelError, match=r"node3: i64 arithmetic"):
