@@ -51,7 +51,8 @@ class Machine:
     no vectors), `vector_registers` how many there are, `dot4` whether it has four-way u8 x i8 dot
     products, `halves` whether half a register is as quick (divisions are quicker), `exact` that no
     algorithm may round more than the definition of an operator does, `dot2` whether it has two-way
-    bf16 dot products, `tiles` whether it has tile registers for them (AMX)."""
+    bf16 dot products, `tiles` whether it has tile registers for them (AMX), `flat` that every
+    element of a result is worth a task of its own (GPUs)."""
 
     lanes: int = 16
     vector_registers: int = 32
@@ -60,6 +61,7 @@ class Machine:
     exact: bool = False
     dot2: bool = False
     tiles: bool = False
+    flat: bool = False
 
 
 def linear_in(e: Expr, variable: Var) -> tuple[Expr, Expr] | None:
@@ -468,6 +470,11 @@ def _loops(writer: LoopWriter, variables: list[Var], out: Buffer, position: Expr
     from .transposed import crossing, write_tiles
 
     b, lanes = writer.b, writer.machine.lanes
+    if writer.machine.flat:
+        with each(b, variables, True) as mapping:
+            b.store(out, (substitute(position, mapping),),
+                    cast(writer.value(substitute(value, mapping)), out.dtype))
+        return
     inner = variables[-1] if variables else None
     vector = False
     if inner is not None and lanes > 1 and out.dtype in VECTOR_DTYPES:

@@ -20,11 +20,11 @@ from ...passes.dump import dump_kernels
 from ...passes.graph.pipeline import Options, optimise
 from ...passes.kernel.simplify import simplify
 from ...passes.plan import plan_by_type
-from ..base import Build, BuildOptions, Progress, silent
+from ..base import Build, BuildOptions, Progress, memory_report, silent
 from .generic_library import shared_library
 from .generic_size import measure
 from .isa import Variant
-from .target import build_manifest, check_precision, lower_for, memory_report
+from .target import build_manifest, check_precision, lower_for
 from .toolchain import Compiler, find_compiler
 
 PORTABLE = Variant("generic", SCALAR, doc="portable C11: no heap, no threads, no system")

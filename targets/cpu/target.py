@@ -11,7 +11,6 @@ from typing import Any
 from ...codegen.host import HostPrinter, Weights, pack_weights, used_storages
 from ...codegen.portable import identifier
 from ...errors import TargetError
-from ...ir.expr import text
 from ...ir.graph.core import Graph
 from ...ir.program import Program
 from ...passes.dump import dump_kernels
@@ -30,7 +29,15 @@ from ...passes.schedule.rows import ROW_RULES
 from ...passes.schedule.tile_gemm import tile_conv_rule, tile_matmul_rule
 from ...passes.schedule.winograd import winograd_rule
 from ...runtime import abi
-from ..base import Build, BuildOptions, Progress, Target, silent
+from ..base import (
+    Build,
+    BuildOptions,
+    Progress,
+    Target,
+    describe_program,
+    memory_report,
+    silent,
+)
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
@@ -223,30 +230,12 @@ def _archive(compiler: Compiler, built: list[Path], archive: Path) -> None:
 def build_manifest(target: str, variants: list[Variant], program: Program,
                    options: BuildOptions) -> dict[str, Any]:
     """The manifest's entries that every CPU artifact has."""
-    def tensor(storage) -> dict[str, Any]:
-        return {"name": storage.name, "dtype": storage.type.dtype.name,
-                "shape": [text(d) for d in storage.type.shape]}
-
     return {
-        "name": options.name, "target": target,
+        **describe_program(program, target, options),
         "isas": [v.name for v in variants], "library": variants[0].library,
-        "signature": {"inputs": [tensor(s) for s in program.inputs],
-                      "outputs": [tensor(s) for s in program.outputs],
-                      "sizes": {n: list(r) for n, r in program.symbols.items()}},
-        "states": [list(s) for s in options.states],
         "options": {"optimize": options.optimize, "exact": options.exact,
                     "precision": options.precision, "threads": options.threads},
-        "kernels": [{"name": k.name, "origin": k.origin, "flops": text(k.flops),
-                     "bytes": text(k.bytes)} for k in program.kernels()],
     }
-
-
-def memory_report(program: Program, lifetimes: list[Lifetime]) -> list[dict[str, Any]]:
-    """The temporaries with their lifetimes, sizes and places, for people."""
-    return [{"name": x.storage.name, "type": repr(x.storage.type), "first": x.first,
-             "last": x.last, "offset": x.storage.offset,
-             "bytes": text(x.storage.type.numel * x.storage.type.dtype.itemsize)}
-            for x in lifetimes]
 
 
 def make(text: str) -> Target:
