@@ -1,5 +1,9 @@
 /* What this CPU can do, for programs compiled for one instruction-set level. Compilers differ in
  * how their own builtins for this link into a shared library. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* under -std=c11: syscall */
+#endif
+
 #include "program.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
