@@ -14,7 +14,7 @@ import smelt
 pytestmark = pytest.mark.usefixtures("adapter")
 DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits" / "digits.onnx"
 MODELS = ("mnist8", "resnet8", "ad01_fp32", "vit_track", "ultraface_rfb320",
-          "silero_vad_16k_op15", "stories260k_kv")
+          "silero_vad_16k_op15", "stories260k_kv", "shufflenet_v2_int8")
 
 
 def assert_close(got: np.ndarray, want: np.ndarray) -> None:
