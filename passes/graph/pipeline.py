@@ -9,6 +9,7 @@ from .base import Pass, PassReport, Pipeline
 from .canonicalise import Canonicalise
 from .cse import CommonSubexpressions
 from .dce import DeadCode
+from .decode_ahead import DecodeAhead
 from .fold import Fold
 from .fold_affine import FoldAffine
 from .fuse import Fuse
@@ -23,12 +24,14 @@ from .zero_points import ZeroPoints
 class Options:
     """`passes` replaces the default pipeline (its text form). `channels_last` puts the spatial
     operators into that layout and lets integer products read 8-bit operands; `attention` makes one
-    node of attention written out, for targets with a kernel for it; `fuse` False leaves every node
-    a kernel of its own."""
+    node of attention written out, for targets with a kernel for it; `low_bit` leaves weights of a
+    few bits encoded, for targets whose products read them; `fuse` False leaves every node a kernel
+    of its own."""
 
     passes: str = ""
     channels_last: bool = False
     attention: bool = False
+    low_bit: bool = False
     fuse: bool = True
 
 
@@ -42,7 +45,8 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
     if options.channels_last:
         passes += [ZeroPoints(), PlainConvolutions(), ChannelsLast()]
     passes += [SinkTransposes(), Canonicalise(), Fold(), CommonSubexpressions(), DeadCode(),
-               Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode()]
+               Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode(),
+               DecodeAhead(kernels=options.low_bit and options.fuse), DeadCode()]
     if options.fuse:
         passes.append(Fuse())
     return Pipeline(tuple(passes))

@@ -25,6 +25,7 @@ from ...passes.plan import Lifetime, plan
 from ...passes.schedule.attention import attention_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
+from ...passes.schedule.low_bit import low_bit_rule
 from ...passes.schedule.rows import ROW_RULES
 from ...passes.schedule.winograd import winograd_rule
 from ...runtime import abi
@@ -32,8 +33,8 @@ from ..base import Build, BuildOptions, Progress, Target, silent
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (attention_rule, matmul_rule, winograd_rule, conv_rule, *ROW_RULES,
-                           *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (attention_rule, low_bit_rule, matmul_rule, winograd_rule, conv_rule,
+                           *ROW_RULES, *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 
@@ -59,7 +60,7 @@ class CpuTarget:
         if not self.variants[0].threads:
             options = replace(options, threads=False)
         progress("optimising the graph", 0, 4)
-        chosen = Options(passes=options.passes or "", channels_last=True,
+        chosen = Options(passes=options.passes or "", channels_last=True, low_bit=True,
                          attention=all(v.vector.lanes > 1 for v in self.variants))
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         programs = []
