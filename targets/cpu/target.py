@@ -26,6 +26,7 @@ from ...passes.schedule.attention import attention_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
 from ...passes.schedule.low_bit import low_bit_rule
+from ...passes.schedule.low_bit_encode import encode_rule
 from ...passes.schedule.rows import ROW_RULES
 from ...passes.schedule.winograd import winograd_rule
 from ...runtime import abi
@@ -33,8 +34,8 @@ from ..base import Build, BuildOptions, Progress, Target, silent
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (attention_rule, low_bit_rule, matmul_rule, winograd_rule, conv_rule,
-                           *ROW_RULES, *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (attention_rule, encode_rule, low_bit_rule, matmul_rule,
+                           winograd_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 

@@ -64,6 +64,22 @@ def test_products(integers, target, rng):
 
 
 @pytest.mark.parametrize("target", VARIANTS)
+def test_rounded_activations(target, rng):
+    """The parts as numpy packs them; sums of integers below 2^24 are exact in f32."""
+    c = Cases(int(rng.integers(1 << 31)))
+    arrays = []
+    for text, m, k in (("rounded{group=32}", 3, 64), ("rounded{group=32}", 1, 75), ("rounded", 2, 1),
+                       ("rounded", 2, 61), ("rounded{group=8}", 2, 20), ("rounded", 1, 400)):
+        x = c.input(m, k)
+        arrays += parse(text).pack(c.arrays[-1])
+        c.graph.outputs += c.graph.add_node("encode", [x], {"encoding": text}).outputs
+    program = check(c, target, 1e-6, 0)
+    assert len(list(program.kernels())) == 6
+    for got, want in zip(interpreted(c, program), arrays, strict=True):
+        np.testing.assert_allclose(got, want, 1e-6)
+
+
+@pytest.mark.parametrize("target", VARIANTS)
 def test_epilogues_and_batches(target, rng):
     c = Cases(int(rng.integers(1 << 31)))
     g = c.graph
