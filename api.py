@@ -18,6 +18,7 @@ from .errors import ModelError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from .compression import Compression, Samples
     from .running import Runnable
     from .runtime import Module
     from .targets.base import Build
@@ -38,8 +39,9 @@ def compile(source: Any, target: str = "cpu", *,
             output: str | Path | None = None, threads: int | bool | None = None,
             optimize: int = 2, exact: bool = False, passes: str | None = None,
             states: Sequence[tuple[str, str]] = (), name: str = "model",
-            options: Mapping[str, str] | None = None, cache: bool = True,
-            progress: Progress | None = None) -> Module:
+            options: Mapping[str, str] | None = None, quantize: str | None = None,
+            group: int | None = None, method: str | None = None, data: Samples | None = None,
+            cache: bool = True, progress: Progress | None = None) -> Module:
     """Compiles a model and loads it.
 
     source: the path of an ONNX file, its bytes, a ModelProto, a torch.export.ExportedProgram (or
@@ -52,17 +54,19 @@ def compile(source: Any, target: str = "cpu", *,
     many the model uses; False leaves all synchronisation out of it. optimize: 0 (quick to
     compile) to 3. exact: no approximate algorithm. passes: graph passes in place of the target's
     own. states: pairs (output, input) that the model keeps between runs. name: prefix of the C
-    names. options: what the target alone knows. progress: called with (what, steps done, steps in
-    all).
+    names. options: what the target alone knows. quantize: a scheme for weights, such as "w4";
+    group: how many of them share a scale; method: "rtn", "gptq", "awq" or "descent"; data: samples
+    of inputs, a folder of npz files or mappings from names to arrays. progress: called with (what,
+    steps done, steps in all).
 
-    Raises ModelError, TargetError, UsageError or OutputError.
+    Raises ModelError, TargetError, UsageError, OutputError, or InputError for bad samples.
     """
     from .runtime import load as load_artifact
 
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed,
                       threads=threads is not False and threads != 0, optimize=optimize,
                       exact=exact, passes=passes, states=tuple(states), name=name,
-                      extra=options)
+                      extra=options, compression=compression_of(quantize, group, method, data))
     count = None if threads is None or isinstance(threads, bool) else threads or None
     if output is not None:
         result = compile_into(request, Path(output), cache=cache, progress=progress)
@@ -90,7 +94,8 @@ def build(source: Any, target: str = "cpu", *,
           fixed: Mapping[str, np.ndarray] | None = None, threads: bool = True,
           optimize: int = 2, exact: bool = False, passes: str | None = None,
           states: Sequence[tuple[str, str]] = (), name: str = "model",
-          options: Mapping[str, str] | None = None,
+          options: Mapping[str, str] | None = None, quantize: str | None = None,
+          group: int | None = None, method: str | None = None, data: Samples | None = None,
           progress: Progress | None = None) -> Build:
     """Compiles a model without packing it: the program, the graph and the reports stay at hand.
 
@@ -98,8 +103,22 @@ def build(source: Any, target: str = "cpu", *,
     """
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed, threads=threads,
                       optimize=optimize, exact=exact, passes=passes, states=tuple(states),
-                      name=name, extra=options)
+                      name=name, extra=options,
+                      compression=compression_of(quantize, group, method, data))
     return request.build(progress)
+
+
+def compression_of(scheme: str | None, group: int | None, method: str | None,
+                 data: Samples | None) -> Compression | None:
+    """How to quantise; None when that is not asked for."""
+    if scheme is None:
+        if group is not None or method is not None or data is not None:
+            raise UsageError("group, method and data are options of quantisation: say what to "
+                             "quantise to, such as w4")
+        return None
+    from .compression import Compression
+
+    return Compression(scheme, group, method, data)
 
 
 def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,

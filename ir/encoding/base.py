@@ -107,10 +107,33 @@ class Affine(Encoding):
         """The zero point of all groups; None when each stores its own."""
         raise NotImplementedError
 
+    @property
+    def highest(self) -> int:
+        """The largest field."""
+        raise NotImplementedError
+
     def grouping(self, k: int) -> tuple[int, int]:
         """(groups, elements of one) of a row of `k` elements."""
         group = self.group or max(k, 1)
         return -(-k // group), group
+
+    def parameters(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(scale, zero), each f32 [..., groups], that suit f32 [..., K]. Scales are those that will
+        be stored."""
+        raise NotImplementedError
+
+    def stored(self, scale: np.ndarray) -> np.ndarray:
+        """Scales, rounded to their type."""
+        raise NotImplementedError
+
+    def nearest(self, x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """The nearest fields, as f32, for a scale and a zero point of each element."""
+        return np.clip(np.rint(ratio(x, scale)) + zero, 0, self.highest)
+
+    def store(self, fields: np.ndarray, scale: np.ndarray,
+              zero: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The arrays that hold fields u8 [..., K] with scales and zero points [..., groups]."""
+        raise NotImplementedError
 
     def split(self, arrays: Sequence[np.ndarray],
               k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -129,6 +152,12 @@ class Affine(Encoding):
         """What fields [..., K] mean."""
         k = fields.shape[-1]
         return (fields.astype(np.float32) - self.spread(zero, k)) * self.spread(scale, k)
+
+
+def ratio(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """x / scale, 0 where the scale is 0."""
+    safe = np.where(scale == 0, np.float32(1), scale)
+    return np.where(scale == 0, np.float32(0), x / safe).astype(np.float32)
 
 
 def in_groups(x: np.ndarray, groups: int, group: int, fill: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from ...errors import UsageError
 from .. import dtype as dt
 from ..dtype import DType
 from ..expr import Expr, cast, const, op, select
-from .base import Affine, Fetch, Part, in_groups, over_groups, register
+from .base import Affine, Fetch, Part, in_groups, over_groups, ratio, register
 
 
 @register
@@ -65,8 +65,7 @@ class Integers(Affine):
     # Numbers -----------------------------------------------------------------------------------
 
     def parameters(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(scale, zero), each [..., groups] and f32, that cover f32 [..., K]: the smallest range
-        around 0 that holds a group's elements. Scales are those that will be stored."""
+        # The smallest range around 0 that holds a group's elements.
         split = in_groups(x, *self.grouping(x.shape[-1]))
         if not self.zeros:
             # Fields reach one further below the zero point than above it.
@@ -78,11 +77,10 @@ class Integers(Affine):
     def covering(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(scale, zero) of groups with stored zero points that reach from low <= 0 to high >= 0."""
         scale = self.stored((high - low) / np.float32(self.highest))
-        zero = np.clip(np.rint(_ratio(-low, scale)), 0, self.highest)
+        zero = np.clip(np.rint(ratio(-low, scale)), 0, self.highest)
         return scale, zero.astype(np.float32)
 
     def stored(self, scale: np.ndarray) -> np.ndarray:
-        """Scales, rounded to their type."""
         return scale.astype(self.scale.numpy).astype(np.float32)
 
     def fields(self, x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
@@ -92,11 +90,10 @@ class Integers(Affine):
 
     def nearest(self, x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
         """The nearest fields, as f32, for a scale and a zero point of each element."""
-        return np.clip(np.rint(_ratio(x, scale)) + zero, 0, self.highest)
+        return np.clip(np.rint(ratio(x, scale)) + zero, 0, self.highest)
 
     def store(self, fields: np.ndarray, scale: np.ndarray,
               zero: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The arrays that hold fields [..., K] with their scales and zero points [..., groups]."""
         k = fields.shape[-1]
         split = in_groups(fields, *self.grouping(k))
         rest = split.shape[-2] * split.shape[-1] - k
@@ -145,12 +142,6 @@ class Integers(Affine):
 
 def _bytes(group: int, bits: int) -> int:
     return -(-group * bits // 8)
-
-
-def _ratio(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """x / scale, 0 where the scale is 0."""
-    safe = np.where(scale == 0, np.float32(1), scale)
-    return np.where(scale == 0, np.float32(0), x / safe).astype(np.float32)
 
 
 def pack_bits(fields: np.ndarray, bits: int) -> np.ndarray:

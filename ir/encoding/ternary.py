@@ -46,6 +46,10 @@ class Ternary(Affine):
     def zero(self) -> int | None:
         return 1
 
+    @property
+    def highest(self) -> int:
+        return 2
+
     def parts(self, k: int) -> tuple[Part, ...]:
         groups, group = self.grouping(k)
         return (Part("digits", dt.u8, groups * -(-group // PER_BYTE)),
@@ -61,24 +65,30 @@ class Ternary(Affine):
         count[-1:] = k - (groups - 1) * group
         mean = magnitude.sum(-1) / count
         if self.absmean:
-            scale = mean.astype(self.scale.numpy).astype(np.float32)
+            scale = self.stored(mean)
             safe = np.where(scale == 0, np.float32(1), scale)[..., None]
             signs = np.where(scale[..., None] == 0, 0, np.clip(np.rint(split / safe), -1, 1))
         else:
             large = magnitude > np.float32(0.7) * mean[..., None]
             kept = np.maximum(large.sum(-1), 1).astype(np.float32)
-            scale = (magnitude * large).sum(-1) / kept
-            scale = scale.astype(self.scale.numpy).astype(np.float32)
+            scale = self.stored((magnitude * large).sum(-1) / kept)
             signs = np.sign(split) * large
         return over_groups((signs + 1).astype(np.uint8), k), scale
 
-    def store(self, digits: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The arrays that hold digits [..., K] and scales [..., groups]."""
-        groups, group = self.grouping(digits.shape[-1])
-        split = in_groups(digits, groups, group, fill=1)
+    def parameters(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        _, scale = self.digits(x)
+        return scale, np.ones_like(scale)
+
+    def stored(self, scale: np.ndarray) -> np.ndarray:
+        return scale.astype(self.scale.numpy).astype(np.float32)
+
+    def store(self, fields: np.ndarray, scale: np.ndarray,
+              zero: np.ndarray) -> tuple[np.ndarray, ...]:
+        groups, group = self.grouping(fields.shape[-1])
+        split = in_groups(fields, groups, group, fill=1)
         split = in_groups(split, -(-group // PER_BYTE), PER_BYTE, fill=1)
         packed = (split * WORTH).sum(-1, dtype=np.uint8)
-        return packed.reshape(*digits.shape[:-1], -1), scale.astype(self.scale.numpy)
+        return packed.reshape(*fields.shape[:-1], -1), scale.astype(self.scale.numpy)
 
     def split(self, arrays: Sequence[np.ndarray],
               k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,7 +100,8 @@ class Ternary(Affine):
         return over_groups(digits, k), scale, np.ones_like(scale)
 
     def pack(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
-        return self.store(*self.digits(x.astype(np.float32)))
+        digits, scale = self.digits(x.astype(np.float32))
+        return self.store(digits, scale, np.ones_like(scale))
 
     def element(self, fetch: Fetch, index: tuple[Expr, ...]) -> Expr:
         *row, k = index

@@ -68,8 +68,9 @@ def test_rounded_activations(target, rng):
     """The parts as numpy packs them; sums of integers below 2^24 are exact in f32."""
     c = Cases(int(rng.integers(1 << 31)))
     arrays = []
-    for text, m, k in (("rounded{group=32}", 3, 64), ("rounded{group=32}", 1, 75), ("rounded", 2, 1),
-                       ("rounded", 2, 61), ("rounded{group=8}", 2, 20), ("rounded", 1, 400)):
+    for text, m, k in (("rounded{group=32}", 3, 64), ("rounded{group=32}", 1, 75),
+                       ("rounded", 2, 1), ("rounded", 2, 61), ("rounded{group=8}", 2, 20),
+                       ("rounded", 1, 400)):
         x = c.input(m, k)
         arrays += parse(text).pack(c.arrays[-1])
         c.graph.outputs += c.graph.add_node("encode", [x], {"encoding": text}).outputs
