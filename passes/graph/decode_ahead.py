@@ -27,7 +27,7 @@ class DecodeAhead(Pass):
 
     name = "decode_ahead"
     kernels: bool = False
-    most_rows: int = 16
+    most_rows: int = 32
 
     def run(self, graph: Graph) -> bool:
         modified = False
