@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cpu.foreign_machines import build, run
 from cpu.native_graphs import VARIANTS, Cases, check, interpreted
+from cpu.test_foreign_machines import MACHINES
 
 from smelt.ir import dtype as dt
 from smelt.ir.encoding.base import Encoding, parse
@@ -91,6 +93,25 @@ def test_epilogues_and_batches(target, rng):
         c.output(g.add("add", [y, c.input(2, 3, 40)]))
         c.output(g.add("add", [g.add("matmul", [c.input(2, 3, 96), w]), c.input(2, 1, 1)]))
     check_close(c, target, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", MACHINES)
+def test_other_machines(machine, tmp_path, rng):
+    """NEON under qemu and WebAssembly in node, which have no product of bytes: rounded activations
+    are decoded before."""
+    c = Cases(int(rng.integers(1 << 31)))
+    for turn, text in enumerate(TEXTS):
+        encoding = parse(text)
+        m, k, n = SHAPES[turn]
+        c.output(c.graph.add("matmul", [c.input(m, k), weights(c, k, n, encoding)]))
+        x = rounded(c, c.input(m, k), encoding.group)  # type: ignore[attr-defined]
+        c.output(c.graph.add("matmul", [x, weights(c, k, n, encoding)]))
+    wanted = c.expected()
+    built = build(c.graph, machine, tmp_path)
+    assert sum("low_bit" in k.name for k in built.program.kernels()) == 2 * len(TEXTS)
+    for got, want in zip(run(machine, tmp_path, c.arrays), wanted, strict=True):
+        np.testing.assert_allclose(got, want, 0, 2e-5)
 
 
 @pytest.mark.parametrize("integers", [False, True])
