@@ -41,7 +41,8 @@ def compile(source: Any, target: str = "cpu", *,
             states: Sequence[tuple[str, str]] = (), name: str = "model",
             options: Mapping[str, str] | None = None, quantize: str | None = None,
             group: int | None = None, method: str | None = None, data: Samples | None = None,
-            cache: bool = True, progress: Progress | None = None) -> Module:
+            keep: Sequence[str] = (), cache: bool = True,
+            progress: Progress | None = None) -> Module:
     """Compiles a model and loads it.
 
     source: the path of an ONNX file, its bytes, a ModelProto, a torch.export.ExportedProgram (or
@@ -56,8 +57,8 @@ def compile(source: Any, target: str = "cpu", *,
     own. states: pairs (output, input) that the model keeps between runs. name: prefix of the C
     names. options: what the target alone knows. quantize: a scheme for weights, such as "w4";
     group: how many of them share a scale; method: "rtn", "gptq", "awq" or "descent"; data: samples
-    of inputs, a folder of npz files or mappings from names to arrays. progress: called with (what,
-    steps done, steps in all).
+    of inputs, a folder of npz files or mappings from names to arrays; keep: patterns of names of
+    layers that stay at 8 bits. progress: called with (what, steps done, steps in all).
 
     Raises ModelError, TargetError, UsageError, OutputError, or InputError for bad samples.
     """
@@ -66,7 +67,8 @@ def compile(source: Any, target: str = "cpu", *,
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed,
                       threads=threads is not False and threads != 0, optimize=optimize,
                       exact=exact, passes=passes, states=tuple(states), name=name,
-                      extra=options, compression=compression_of(quantize, group, method, data))
+                      extra=options,
+                      compression=compression_of(quantize, group, method, data, keep))
     count = None if threads is None or isinstance(threads, bool) else threads or None
     if output is not None:
         result = compile_into(request, Path(output), cache=cache, progress=progress)
@@ -96,7 +98,7 @@ def build(source: Any, target: str = "cpu", *,
           states: Sequence[tuple[str, str]] = (), name: str = "model",
           options: Mapping[str, str] | None = None, quantize: str | None = None,
           group: int | None = None, method: str | None = None, data: Samples | None = None,
-          progress: Progress | None = None) -> Build:
+          keep: Sequence[str] = (), progress: Progress | None = None) -> Build:
     """Compiles a model without packing it: the program, the graph and the reports stay at hand.
 
     Parameters and errors as of `compile`.
@@ -104,21 +106,21 @@ def build(source: Any, target: str = "cpu", *,
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed, threads=threads,
                       optimize=optimize, exact=exact, passes=passes, states=tuple(states),
                       name=name, extra=options,
-                      compression=compression_of(quantize, group, method, data))
+                      compression=compression_of(quantize, group, method, data, keep))
     return request.build(progress)
 
 
 def compression_of(scheme: str | None, group: int | None, method: str | None,
-                 data: Samples | None) -> Compression | None:
+                 data: Samples | None, keep: Sequence[str]) -> Compression | None:
     """How to quantise; None when that is not asked for."""
     if scheme is None:
-        if group is not None or method is not None or data is not None:
-            raise UsageError("group, method and data are options of quantisation: say what to "
-                             "quantise to, such as w4")
+        if group is not None or method is not None or data is not None or keep:
+            raise UsageError("group, method, data and keep are options of quantisation: say what "
+                             "to quantise to, such as w4")
         return None
     from .compression import Compression
 
-    return Compression(scheme, group, method, data)
+    return Compression(scheme, group, method, data, tuple(keep))
 
 
 def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,

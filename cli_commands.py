@@ -82,6 +82,9 @@ def compile(
         "where there is data, else rtn.")] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Samples of the "
                                               "inputs, one npz file each.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(
+        "--keep", metavar="PATTERN", help="Layers that stay at 8 bits: a part of their names, with "
+        "* and ? for any letters.")] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache",
                                         help="Whether to look in the cache first.")] = True,
     json: Json = False,
@@ -99,7 +102,7 @@ def compile(
                       fixed=_fixed(fixed or ()), threads=threads, optimize=optimize, exact=exact,
                       passes=passes, states=parse_states(state or ()), name=name,
                       extra=_options(option or ()),
-                      compression=compression_of(quantize, group, method, data))
+                      compression=compression_of(quantize, group, method, data, keep or ()))
     with screen.progress() as progress:
         done = compile_into(request, output, cache=cache, progress=progress)
     if done.note:

@@ -40,6 +40,7 @@ class Compression:
     group: int | None = None
     method: str | None = None
     data: Samples | None = None
+    keep: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         from .passes.compress.scheme import check_method, parse_scheme
@@ -69,7 +70,8 @@ class Compression:
 
     def key(self) -> bytes:
         """What a result depends on, as bytes."""
-        h = hashlib.blake2b(repr((self.scheme, self.group, self.chosen)).encode(), digest_size=20)
+        options = repr((self.scheme, self.group, self.chosen, *self.keep))
+        h = hashlib.blake2b(options.encode(), digest_size=20)
         for name, sample in self.samples:
             h.update(name.encode())
             if isinstance(sample, Path):
@@ -93,7 +95,7 @@ class Compression:
         if self.data is not None:
             samples = read_samples(self.samples, graph)
             statistics = observe(graph, lefts, samples, progress)
-        layers = quantise(graph, scheme, self.chosen, statistics, progress)
+        layers = quantise(graph, scheme, self.chosen, statistics, progress, self.keep)
         return {"scheme": self.scheme, "encoding": str(scheme.weights), "method": self.chosen,
                 "samples": len(self.samples), "layers": [asdict(layer) for layer in layers],
                 "dense": sum(layer.dense for layer in layers),

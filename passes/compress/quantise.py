@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 
+from ...errors import UsageError
 from ...ir import dtype as dt
+from ...ir.encoding.base import Affine
 from ...ir.encoding.rounded import Rounded
 from ...ir.graph.core import Graph, Node, Value
 from ..graph.base import Pipeline
@@ -64,12 +67,19 @@ def products(graph: Graph, scheme: Scheme) -> dict[Value, list[Node]]:
 
 
 def quantise(graph: Graph, scheme: Scheme, method: str,
-             statistics: Mapping[Value, Statistics], progress: Progress) -> list[Layer]:
+             statistics: Mapping[Value, Statistics], progress: Progress,
+             keep: Sequence[str] = ()) -> list[Layer]:
     """Stores the weights of all products as the scheme says, in place. `statistics` of the left
-    operands is what `gptq` and `awq` need, and what errors of results are told by."""
+    operands is what all methods but `rtn` need, and what errors of results are told by. Products
+    whose names have a part that matches a pattern of `keep` get 8 bits. Raises UsageError for a
+    pattern that matches none."""
     found = products(graph, scheme)
     layers: list[Layer] = []
-    total = sum(map(len, found.values()))
+    names = [n.origin or n.op for nodes in found.values() for n in nodes]
+    for pattern in keep:
+        if not any(_matches(name, (pattern,)) for name in names):
+            raise UsageError(f"no layer to keep has a name with {pattern!r} in it")
+    total = len(names)
     for left, nodes in found.items():
         known = statistics.get(left)
         columns = [np.ascontiguousarray(_weights(n).T) for n in nodes]
@@ -78,28 +88,33 @@ def quantise(graph: Graph, scheme: Scheme, method: str,
         operands: dict[Graph, Value] = {}
         for node, weights in zip(nodes, columns, strict=True):
             progress(f"quantising {node.origin or node.op}", len(layers), total)
+            encoding = scheme.kept if _matches(node.origin or node.op, keep) else scheme.weights
             wide = weights if factors is None else weights * factors
             if method == "gptq" and known is not None:
-                arrays = gptq(weights, scheme.weights, known)
+                arrays = gptq(weights, encoding, known)
             elif method == "descent" and known is not None:
-                arrays = descent(weights, scheme.weights, known)
+                arrays = descent(weights, encoding, known)
             elif method == "awq" and known is not None:
                 gram = known.gram if factors is None else known.gram / np.outer(factors, factors)
-                arrays = awq(wide, scheme.weights, gram)
+                arrays = awq(wide, encoding, gram)
             else:
-                arrays = scheme.weights.pack(wide)
-            now = scheme.weights.unpack(arrays, weights.shape[1])
+                arrays = encoding.pack(wide)
+            now = encoding.unpack(arrays, weights.shape[1])
             now = now if factors is None else now / factors
             layers.append(Layer(
-                node.origin or node.op, (weights.shape[1], weights.shape[0]), str(scheme.weights),
+                node.origin or node.op, (weights.shape[1], weights.shape[0]), str(encoding),
                 weights.nbytes, sum(a.nbytes for a in arrays), relative_error(weights, now),
                 None if known is None else relative_error(weights, now, known.gram)))
             home = node.graph
             assert home is not None
             if home not in operands:
                 operands[home] = _left(home, left, factors, scheme, node.origin)
-            _replace(node, operands[home], arrays, scheme)
+            _replace(node, operands[home], arrays, encoding)
     return layers
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, f"*{p}*") for p in patterns)
 
 
 def _weights(node: Node) -> np.ndarray:
@@ -121,11 +136,12 @@ def _left(home: Graph, left: Value, factors: np.ndarray | None, scheme: Scheme,
     return left
 
 
-def _replace(node: Node, left: Value, arrays: tuple[np.ndarray, ...], scheme: Scheme) -> None:
+def _replace(node: Node, left: Value, arrays: tuple[np.ndarray, ...],
+             encoding: Affine) -> None:
     home, weights = node.graph, _weights(node)
     assert home is not None
     right = home.add("decode", [home.constant(a) for a in arrays],
-                     {"encoding": str(scheme.weights), "shape": weights.shape, "axis": 0},
+                     {"encoding": str(encoding), "shape": weights.shape, "axis": 0},
                      origin=node.origin)
     home.replace(node.output, home.add("matmul", [left, right], dict(node.attrs),
                                        origin=node.origin))

@@ -33,6 +33,11 @@ class Scheme:
     weights: Affine
     rounded: bool
 
+    @property
+    def kept(self) -> Affine:
+        """8 bits for layers that are too sensitive, in the same groups."""
+        return Integers(self.weights.group, 8)
+
 
 def parse_scheme(text: str, group: int | None = None) -> Scheme:
     """The scheme called `text`, with `group` elements to a scale (0: a whole column; None: as the

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import smelt
+from smelt.api import build
 from smelt.cli import main
 from smelt.errors import InputError, UsageError
 from smelt.inspect_model import read_report
@@ -85,6 +86,16 @@ def test_command_line(rng, tmp_path, cached, capsys):
     assert not json.loads(capsys.readouterr().out)["cached"]
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "descent"])
+def test_kept_layers_have_eight_bits(method, rng, tmp_path):
+    built = build(model(rng, tmp_path / "m.onnx"), quantize="w2", group=16, method=method,
+                  data=samples(rng), keep=["s?cond"])
+    first, second = built.reports["compression"]["layers"]
+    assert (first["encoding"], second["encoding"]) == (
+        "int{group=16,bits=2,zeros=true}", "int{group=16,bits=8}")
+    assert second["output_error"] < 0.02 < first["output_error"]
+
+
 @pytest.mark.parametrize(("change", "sentence"), [
     (lambda s: {"x": s["x"].astype(np.float64)}, "is float64, not f32"),
     (lambda s: {"x": s["x"][:, :60]}, "has the shape 50x60, not nx64"),
@@ -117,6 +128,7 @@ def test_bad_files_end_with_their_code(rng, tmp_path, cached, capsys):
     ({"quantize": "w4", "method": "gptq"}, "needs samples"),
     ({"quantize": "w4", "method": "best"}, "no method"),
     ({"quantize": "w4", "group": 7}, "multiple of 16"),
+    ({"quantize": "w4", "keep": ["third"]}, "no layer to keep has a name with 'third'"),
 ])
 def test_bad_options_get_one_sentence(options, sentence, rng, tmp_path):
     with pytest.raises(UsageError, match=sentence):
