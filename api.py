@@ -18,6 +18,7 @@ from .errors import ModelError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from .compression import Compression, Samples
     from .running import Runnable
     from .runtime import Module
     from .targets.base import Build
@@ -38,7 +39,9 @@ def compile(source: Any, target: str = "cpu", *,
             output: str | Path | None = None, threads: int | bool | None = None,
             optimize: int = 2, exact: bool = False, precision: str = "f32",
             passes: str | None = None, states: Sequence[tuple[str, str]] = (),
-            name: str = "model", options: Mapping[str, str] | None = None, cache: bool = True,
+            name: str = "model", options: Mapping[str, str] | None = None,
+            quantize: str | None = None, group: int | None = None, method: str | None = None,
+            data: Samples | None = None, keep: Sequence[str] = (), cache: bool = True,
             progress: Progress | None = None) -> Module:
     """Compiles a model and loads it.
 
@@ -54,16 +57,20 @@ def compile(source: Any, target: str = "cpu", *,
     f32 matrices and convolutions with constant weights round their operands to bf16, sums and all
     else stay f32. passes: graph passes in place of the target's own. states: pairs (output, input)
     that the model keeps between runs. name: prefix of the C names. options: what the target alone
-    knows. progress: called with (what, steps done, steps in all).
+    knows. quantize: a scheme for weights, such as "w4"; group: how many of them share a scale;
+    method: "rtn", "gptq", "awq" or "descent"; data: samples of inputs, a folder of npz files or
+    mappings from names to arrays; keep: patterns of names of layers that stay at 8 bits. progress:
+    called with (what, steps done, steps in all).
 
-    Raises ModelError, TargetError, UsageError or OutputError.
+    Raises ModelError, TargetError, UsageError, OutputError, or InputError for bad samples.
     """
     from .runtime import load as load_artifact
 
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed,
                       threads=threads is not False and threads != 0, optimize=optimize,
                       exact=exact, precision=precision, passes=passes, states=tuple(states),
-                      name=name, extra=options)
+                      name=name, extra=options,
+                      compression=compression_of(quantize, group, method, data, keep))
     count = None if threads is None or isinstance(threads, bool) else threads or None
     if output is not None:
         result = compile_into(request, Path(output), cache=cache, progress=progress)
@@ -91,16 +98,31 @@ def build(source: Any, target: str = "cpu", *,
           fixed: Mapping[str, np.ndarray] | None = None, threads: bool = True,
           optimize: int = 2, exact: bool = False, precision: str = "f32",
           passes: str | None = None, states: Sequence[tuple[str, str]] = (), name: str = "model",
-          options: Mapping[str, str] | None = None,
-          progress: Progress | None = None) -> Build:
+          options: Mapping[str, str] | None = None, quantize: str | None = None,
+          group: int | None = None, method: str | None = None, data: Samples | None = None,
+          keep: Sequence[str] = (), progress: Progress | None = None) -> Build:
     """Compiles a model without packing it: the program, the graph and the reports stay at hand.
 
     Parameters and errors as of `compile`.
     """
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed, threads=threads,
                       optimize=optimize, exact=exact, precision=precision, passes=passes,
-                      states=tuple(states), name=name, extra=options)
+                      states=tuple(states), name=name, extra=options,
+                      compression=compression_of(quantize, group, method, data, keep))
     return request.build(progress)
+
+
+def compression_of(scheme: str | None, group: int | None, method: str | None,
+                 data: Samples | None, keep: Sequence[str]) -> Compression | None:
+    """How to quantise; None when that is not asked for."""
+    if scheme is None:
+        if group is not None or method is not None or data is not None or keep:
+            raise UsageError("group, method, data and keep are options of quantisation: say what "
+                             "to quantise to, such as w4")
+        return None
+    from .compression import Compression
+
+    return Compression(scheme, group, method, data, tuple(keep))
 
 
 def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,

@@ -29,6 +29,7 @@ from .errors import ArtifactError, ModelError, OutputError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from .compression import Compression
     from .ir.graph.core import Graph
     from .targets.base import Build
 
@@ -84,6 +85,7 @@ class Request:
     states: tuple[tuple[str, str], ...] = ()
     name: str = "model"
     extra: Mapping[str, str] | None = None
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         if self.optimize not in (0, 1, 2, 3):
@@ -130,9 +132,12 @@ class Request:
         progress("reading the model", 0, 1)
         graph = self.graph()
         self._check_states(graph)
+        compressed = self.compression.apply(graph, progress) if self.compression else None
         with object_cache.in_use():
             built = target.build(graph, self.options(), progress)
         object_cache.prune()
+        if compressed is not None:
+            built.reports["compression"] = compressed
         return built
 
     def _check_states(self, graph: Graph) -> None:
@@ -169,6 +174,8 @@ class Request:
             self.name)
         add(sorted((k, tuple(v)) for k, v in (self.shapes or {}).items()))
         add(sorted((self.dims or {}).items()), sorted((self.extra or {}).items()))
+        if self.compression is not None:
+            add(self.compression.key())
         for name, array in sorted((self.fixed or {}).items()):
             import numpy as np
 

@@ -38,7 +38,8 @@ class Fuse(Pass):
     max_inputs, max_nodes, max_outputs bound a group (single-element constants count nothing).
     max_concat: operands up to which a `concat` is computed inside another kernel.
     cheap: weighted operations per element that may be computed more than once.
-    prologue: whether contractions take casts and pads of their operands.
+    prologue: whether contractions take casts and pads of their operands. (Those that
+    `decode_ahead` left to be decoded they take anyway.)
     """
 
     name = "fuse"
@@ -289,6 +290,8 @@ class _Planner:
             return "the group is full"
         if group.inputs(node) > self.options.max_inputs:
             return "the group would have too many inputs"
+        if node.op == "decode" and self._is_prologue(node, group):
+            return ""  # its kernel takes a weight apart once for all rows
         kind = self.kind(node)
         if group.kind in ("contraction", "row") and kind == "injective" and node.op != "expand":
             if not self._is_prologue(node, group):
@@ -308,9 +311,9 @@ class _Planner:
         return ""
 
     def _is_prologue(self, node: Node, group: Group) -> bool:
-        return self.options.prologue and group.kind == "contraction" and \
-            node.op in ("cast", "pad") and all(
-                u is group.anchor for u in self.users(node.output) if u in group.members)
+        allowed = ("decode", "cast", "pad") if self.options.prologue else ("decode",)
+        return group.kind == "contraction" and node.op in allowed and all(
+            u is group.anchor for u in self.users(node.output) if u in group.members)
 
     def _repetition(self, node: Node, group: Group) -> tuple[float, int]:
         """How often the group computes each element of the node, and the operations on the way

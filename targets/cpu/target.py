@@ -25,6 +25,8 @@ from ...passes.schedule.attention import attention_rule
 from ...passes.schedule.chain import chain_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
+from ...passes.schedule.low_bit import low_bit_rule
+from ...passes.schedule.low_bit_encode import encode_rule
 from ...passes.schedule.rows import ROW_RULES
 from ...passes.schedule.tile_gemm import tile_conv_rule, tile_matmul_rule
 from ...passes.schedule.winograd import winograd_rule
@@ -41,8 +43,9 @@ from ..base import (
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (chain_rule, attention_rule, tile_matmul_rule, tile_conv_rule,
-                           matmul_rule, winograd_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (chain_rule, attention_rule, encode_rule, low_bit_rule, tile_matmul_rule,
+                           tile_conv_rule, matmul_rule, winograd_rule, conv_rule, *ROW_RULES,
+                           *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 
@@ -71,7 +74,7 @@ class CpuTarget:
         progress("optimising the graph", 0, 4)
         vectors = all(v.vector.lanes > 1 for v in self.variants)
         chosen = Options(passes=options.passes or "", channels_last=True, attention=vectors,
-                         chains=vectors, bf16=options.precision == "bf16")
+                         chains=vectors, low_bit=True, bf16=options.precision == "bf16")
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         programs = []
         for variant in self.variants:
