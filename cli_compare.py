@@ -16,6 +16,7 @@ from .options import (
     Json,
     Model,
     Optimize,
+    Precision,
     Seed,
     Shapes,
     Sort,
@@ -44,6 +45,7 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Of measuring, for each "
                                            "engine.")] = 2.0,
     optimize: Optimize = 2,
+    precision: Precision = "f32",
     profile: Annotated[bool, typer.Option("--profile", help="Time every kernel as well, next to "
                                           "what this machine can do.")] = False,
     sort: Sort = "time",
@@ -80,14 +82,16 @@ def bench(
         records = None if tuning is None else read_records(tuning)
         _compare_kernels(screen, Request(model, target, shapes=parse_shapes(shape or ()),
                                          dims=parse_dims(dim or ()), optimize=optimize,
-                                         records=records), input, top, seconds, seed)
+                                         precision=precision, records=records),
+                         input, top, seconds, seed)
         return
     others = None if against is None else parse_against(against)
     with screen.progress() as progress:
         result = measured(model, input, target, against=others, model=source,
                           shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
-                          threads=threads, seconds=seconds, optimize=optimize, profile=profile,
-                          seed=seed, tuning=tuning, progress=progress)
+                          threads=threads, seconds=seconds, optimize=optimize,
+                          precision=precision, profile=profile, seed=seed, tuning=tuning,
+                          progress=progress)
     screen.say(f"{result['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}; inputs "
                + ", ".join(f"{printable(n, 30)} {_shape(a)}" for n, a in result["inputs"].items()))
     ratios, apart = result["ratios"], result["differences"]
@@ -208,6 +212,7 @@ def verify(
     dim: Dims = None,
     optimize: Optimize = 2,
     exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
+    precision: Precision = "f32",
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own.")] = None,
     threads: Threads = None,
@@ -231,7 +236,8 @@ def verify(
         result = verified(model, files or None, target, against=against, artifact=artifact,
                           rtol=rtol, bisect=bisect, shapes=parse_shapes(shape or ()),
                           dims=parse_dims(dim or ()), optimize=optimize, exact=exact,
-                          passes=passes, threads=threads, seed=seed, progress=progress)
+                          precision=precision, passes=passes, threads=threads, seed=seed,
+                          progress=progress)
     outputs, name = result["outputs"], result["against"]
     screen.table(("output", "type", "shape", "max abs", "max rel", "cosine", "equal", ""), [
         (d["name"], d["dtype"], _shape(d), f"{d['absolute']:.2e}", f"{d['relative']:.2e}",
@@ -263,6 +269,7 @@ def inspect(
     dim: Dims = None,
     profile: Annotated[bool, typer.Option("--profile", help="Run the model and show each kernel's "
                                           "share of the time, and its limit here.")] = False,
+    precision: Precision = "f32",
     sort: Sort = "time",
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own.")] = None,
@@ -283,7 +290,8 @@ def inspect(
         target = target or "cpu"
     with screen.progress() as progress:
         result = inspected(model, target, shapes=parse_shapes(shape or ()), dims=dims,
-                           profile=profile, passes=passes, progress=progress)
+                           profile=profile, precision=precision, passes=passes,
+                           progress=progress)
     _show_signature(screen, result)
     if "operators" in result:
         _show_operators(screen, result)

@@ -50,6 +50,8 @@ def describe_build(build: Build, name: str, target: str) -> dict[str, Any]:
                    if isinstance(sizes.get(k), int)})
     if "tuning" in build.reports:
         report["tuning"] = build.reports["tuning"]
+    if "compression" in build.reports:
+        report["compression"] = build.reports["compression"]
     report.update(_describe_graph(build.graph, kernels))
     for node in report["nodes"]:
         if node.get("kernel") is not None:
@@ -186,17 +188,19 @@ def _box(node: Node, kernel_of: Mapping[Node, int]) -> dict[str, Any]:
     from .ir.graph.definition import lookup
 
     ops = [node.op]
-    kind = node.attrs.get("kind") if node.op == "fused" else lookup(node.op).kind
-    if node.op == "fused":
-        inner = [n.op for n in node.regions[0].ordered()]
+    kind = "contraction" if node.op == "chain" else \
+        node.attrs.get("kind") if node.op == "fused" else lookup(node.op).kind
+    if node.op in ("fused", "chain"):
+        inner = [n.op for g in node.regions[0].walk_graphs() for n in g.ordered()
+                 if n.op != "fused"]
         ops = [op for op in inner if op != "constant"] or inner
     box: dict[str, Any] = {
         "kind": kind or "other", "ops": ops, "origin": node.origin,
         "output": repr(node.outputs[0].type) if node.outputs else "",
         "kernel": kernel_of.get(node),
     }
-    weights = sum(int(v.constant.nbytes) for v in dict.fromkeys(node.inputs)
-                  if v is not None and v.constant is not None)
+    weights = sum(int(v.constant.nbytes) for v in dict.fromkeys(node.dependencies())
+                  if v.constant is not None)
     if weights:
         box["weights"] = weights
     return box

@@ -141,7 +141,8 @@ def _native(node: Node, target: Any, request: Request, records: Records,
     from .targets.base import BuildOptions
 
     options = BuildOptions(name="group", optimize=request.optimize, exact=request.exact,
-                           passes="dce", records=records, extra={"profile": "true"})
+                           precision=request.precision, passes="dce", records=records,
+                           extra={"profile": "true"})
     build = target.build(alone(node), options)
     folder.mkdir()
     path = write_artifact(folder / "group.smelt", build.manifest, build.files)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,49 +45,18 @@ def is_artifact(path: Path) -> bool:
                              and path.suffix not in (".pt2", ".onnx"))
 
 
-def open_artifact_at(path: Path, threads: int | None = None) -> Runnable:
-    """Loads an artifact. Raises ArtifactError, which says so when it is for another machine."""
+def open_artifact_at(path: Path, threads: int | None = None,
+                     verify: bool | None = None) -> Runnable:
+    """Loads an artifact; `verify` as of `open_artifact`. Raises ArtifactError."""
     from .inspect_model import read_report
     from .runtime import load
 
-    try:
-        module = load(path, threads=threads)
-    except ArtifactError:
-        _check_machine(path)
-        raise
+    module = load(path, threads=threads, verify=verify)
     try:
         sizes = read_report(path).get("sizes") or {}
     except ArtifactError:  # made without the command line: sizes keep the compiler's names
         sizes = {}
     return Runnable(path, module, _specs(module.inputs), _specs(module.outputs), sizes)
-
-
-MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
-"""Machines by their numbers in ELF files (e_machine), called as `platform.machine` does."""
-
-
-def _check_machine(path: Path) -> None:
-    """Raises ArtifactError when what is in an artifact does not run on this machine."""
-    from .runtime.artifact import open_artifact
-
-    opened = open_artifact(path)
-    try:
-        target = opened.manifest.get("target", "another target")
-        if "model.wasm" in opened.manifest["files"]:
-            raise ArtifactError(f"{str(path)!r} is WebAssembly ({target}): load it in a browser or "
-                                f"Node.js by its model.mjs, or compile the model for this machine "
-                                f"with --target cpu")
-        head = opened.file("model.so").read_bytes()[:20]
-    finally:
-        opened.close()
-    made_for = None
-    if head[:4] == b"\x7fELF" and len(head) == 20:
-        made_for = MACHINES.get(struct.unpack("<H" if head[5] == 1 else ">H", head[18:])[0])
-    here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    if made_for and here in MACHINES.values() and made_for != here:
-        raise ArtifactError(f"{str(path)!r} was compiled for {made_for} ({target}) and cannot be "
-                            f"loaded on this machine, which is {here}: compile the model for it "
-                            f"with --target cpu")
 
 
 def open_runnable(source: Any, request: Request, threads: int | None = None,

@@ -103,6 +103,8 @@ def _tuned(request: Request, seconds: float, file: Path | None, known: Records,
     variant, options, start = target.variants[0], request.options(), time.monotonic()
     progress("reading the model", 0, 1)
     graph = request.graph()
+    if request.compression is not None:
+        request.compression.apply(graph, progress)
     progress("optimising the graph", 0, 1)
     target.optimise(graph, options)
     progress("looking for decisions to measure", 0, 1)

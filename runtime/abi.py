@@ -15,7 +15,8 @@ from ..errors import ArtifactError, InputError, SmeltError
 PROGRAM_ABI = 2
 
 OK, BAD_ARGUMENT, OUT_OF_MEMORY, BAD_ARTIFACT, UNSUPPORTED_CPU, DATA_ERROR = range(6)
-CPU_X86_64_V2, CPU_X86_64_V3, CPU_X86_64_V4, CPU_AVX_VNNI, CPU_AVX512_VNNI = 1, 2, 4, 8, 16
+CPU_X86_64_V2, CPU_X86_64_V3, CPU_X86_64_V4 = 1, 2, 4
+CPU_AVX_VNNI, CPU_AVX512_VNNI, CPU_AVX512_BF16 = 8, 16, 32
 
 ERRORS: dict[int, type[SmeltError]] = {
     BAD_ARGUMENT: InputError,
@@ -160,6 +161,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "smelt_set_threads": (ctypes.c_int, (_POINTER, _INT)),
     "smelt_threads": (_INT, (_POINTER,)),
     "smelt_run": (ctypes.c_int, (_POINTER, _POINTER, _INT, _POINTER, _INT)),
+    "smelt_run_arrays": (ctypes.c_int, (_POINTER, _POINTER, _POINTER)),
     "smelt_set_shapes": (ctypes.c_int, (_POINTER, _POINTER, _INT)),
     "smelt_output_shape": (ctypes.POINTER(ctypes.c_int64), (_POINTER, _INT)),
     "smelt_size": (ctypes.c_int64, (_POINTER, _INT)),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,93 +14,19 @@ import numpy as np
 
 from .. import config
 from ..errors import ArtifactError, InputError, UsageError
-from . import abi
-from .artifact import WEIGHTS, Artifact, open_artifact
+from . import abi, arrays
+from .artifact import Artifact, open_artifact
 from .dlpack import from_dlpack
-
-LIBRARY = "model.so"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output: sizes are numbers or expressions of named sizes, such as "N"."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+from .library import Library, TensorSpec, decode, encode
 
 
-def _close_library(library: ctypes.CDLL, model: int, artifact: Artifact) -> None:
-    library.smelt_close(model)
-    try:
-        from _ctypes import dlclose  # not on Windows
-    except ImportError:
-        pass
-    else:
-        dlclose(library._handle)
-    artifact.close()
-
-
-def _close_session(library: _Library, session: int) -> None:
+def _close_session(library: Library, session: int) -> None:
     # The argument keeps the library loaded until here, in whatever order a cycle is collected.
-    library.c.smelt_session_close(session)
+    with library.counting:
+        library.c.smelt_session_close(session)
 
 
-class _Library:
-    """An open model: the library of an artifact, with the weights. Goes with its last user."""
-
-    def __init__(self, artifact: Artifact):
-        self.artifact = artifact
-        path = artifact.file(LIBRARY)
-        try:
-            self.c = ctypes.CDLL(str(path))
-            abi.declare(self.c)
-        except (OSError, AttributeError) as error:
-            target = artifact.manifest.get("target", "another target")
-            raise ArtifactError(
-                f"The artifact {artifact.path}, made for {target}, cannot be loaded on this "
-                f"machine ({error}): compile the model for it."
-            ) from error
-        handle = ctypes.c_void_p()
-        weights = artifact.folder / WEIGHTS
-        programs = self.c.smelt_linked_programs()
-        abi.check(
-            self.c,
-            self.c.smelt_open_program(programs, os.fsencode(weights), ctypes.byref(handle)),
-        )
-        assert handle.value
-        self.model: int = handle.value
-        # Not when the interpreter ends: sessions may still run in other threads then.
-        weakref.finalize(self, _close_library, self.c, self.model, artifact).atexit = False
-        self.inputs = [
-            _spec(self.c.smelt_input_info(self.model, i).contents)
-            for i in range(self.c.smelt_input_count(self.model))
-        ]
-        self.outputs = [
-            _spec(self.c.smelt_output_info(self.model, i).contents)
-            for i in range(self.c.smelt_output_count(self.model))
-        ]
-
-
-# Names are any texts that Python can hold, lone surrogates included.
-def _encode(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")
-
-
-def _decode(name: bytes) -> str:
-    return name.decode("utf-8", "surrogatepass")
-
-
-def _spec(info: abi.TensorInfo) -> TensorSpec:
-    texts = [_decode(info.dims[i]) for i in range(info.rank)]
-    shape = tuple(int(text) if text.isdecimal() else text for text in texts)
-    return TensorSpec(_decode(info.name), abi.DTYPE_NAMES[info.dtype], shape)
-
-
-def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
+def as_array(value: Any, spec: TensorSpec) -> np.ndarray:
     """The value as an array, without a copy if it is one or has `__dlpack__`.
 
     Numbers and lists become arrays of the input's dtype if they are of its kind.
@@ -133,22 +58,8 @@ def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
         raise InputError(f'Input "{spec.name}" must be {spec.dtype}: {error}.') from error
 
 
-# The quickest way to a C-contiguous array's address; it refuses arrays that are read-only, empty or
-# strided, and types that numpy lends no buffer of (those of ml_dtypes).
-_lend: Any = ctypes.c_char.from_buffer
-_address_of = ctypes.addressof
-_REFUSED = (TypeError, ValueError, BufferError)
-
-
 def _address(array: np.ndarray) -> int:
-    try:
-        return _address_of(_lend(array))
-    except _REFUSED:
-        return array.__array_interface__["data"][0]
-
-
-def _text_shape(spec: TensorSpec) -> bool:
-    return any(isinstance(size, str) for size in spec.shape)
+    return array.__array_interface__["data"][0]
 
 
 class Session:
@@ -157,30 +68,22 @@ class Session:
     Calls on one session from several threads run one after another.
     """
 
-    def __init__(self, library: _Library, threads: int | None):
+    def __init__(self, library: Library, threads: int | None):
         self._library = library
         self._c = c = library.c
         handle = ctypes.c_void_p()
         count = config.num_threads() if threads is None else _thread_count(threads)
-        abi.check(c, c.smelt_session_open(library.model, count, ctypes.byref(handle)))
+        with library.counting:
+            abi.check(c, c.smelt_session_open(library.model, count, ctypes.byref(handle)))
         assert handle.value
         self._handle: int = handle.value
         self._close = weakref.finalize(self, _close_session, library, self._handle)
         self._close.atexit = False
         self._lock = threading.Lock()
-        self._smelt_run = c.smelt_run
-        inputs, outputs = library.inputs, library.outputs
-        self._position = {spec.name: i for i, spec in enumerate(inputs)}
+        self._run_arrays = c.smelt_run_arrays
+        self._position = {spec.name: i for i, spec in enumerate(library.inputs)}
         self._links: dict[str, str] = {}
-        # The tensors of the C call, and a view of their words: data is the first of three.
-        self._in = (abi.Tensor * max(len(inputs), 1))()
-        self._out = (abi.Tensor * max(len(outputs), 1))()
-        words = ctypes.sizeof(abi.Tensor) // ctypes.sizeof(ctypes.c_void_p)
-        self._words = words
-        self._in_words = (ctypes.c_void_p * (words * len(self._in))).from_buffer(self._in)
-        self._out_words = (ctypes.c_void_p * (words * len(self._out))).from_buffer(self._out)
-        self._in_shapes: list[Any] = [None] * len(inputs)
-        self._out_shapes: list[Any] = [None] * len(outputs)
+        self._outputs = (abi.Tensor * max(len(library.outputs), 1))()
         self._set_visible()
 
     # --- signature --------------------------------------------------------------------------
@@ -215,14 +118,34 @@ class Session:
         inputs, outputs = self._library.inputs, self._library.outputs
         self._visible_in = [i for i, s in enumerate(inputs) if s.name not in self._links]
         self._visible_out = [i for i, s in enumerate(outputs) if s.name not in fed]
-        # A state whose size changes from run to run changes other shapes with it.
-        self._steady = not any(_text_shape(s) for s in inputs if s.name in self._links)
-        self._forget()
+        self._names_in = [inputs[i].name for i in self._visible_in]
+        self._names_out = [outputs[i].name for i in self._visible_out]
+        self._dtypes_out = [abi.numpy_dtype(outputs[i].dtype) for i in self._visible_out]
+        self._made: list[Callable[[], np.ndarray]] = []
+        self._unmade = list(range(len(self._visible_out)))
+        self._call = self._prepared()
 
-    def _forget(self) -> None:
-        """The next run is prepared anew."""
-        self._expected: list[tuple[np.dtype, tuple[int, ...], int]] | None = None
-        self._results: list[tuple[tuple[int, ...], np.dtype, int]] = []
+    def _prepared(self) -> int | None:
+        """The address of what a call on plain arrays hands to C; None where C cannot read them."""
+        layout = arrays.layout()
+        if layout is None:
+            return None
+        inputs = (abi.Tensor * max(len(self._library.inputs), 1))()
+        given, returned = self._visible_in, self._visible_out
+        elements = [id(abi.numpy_dtype(self._library.inputs[i].dtype)) for i in given]
+        call = arrays.Call(
+            ctypes.addressof(layout),
+            self._handle,
+            ctypes.addressof(inputs),
+            ctypes.addressof(self._outputs),
+            (ctypes.c_int32 * len(given))(*given),
+            (ctypes.c_int32 * len(returned))(*returned),
+            (ctypes.c_void_p * len(given))(*elements),
+            len(given),
+            len(returned),
+        )
+        self._call_memory = layout, inputs, call  # to live as long as the address
+        return ctypes.addressof(call)
 
     # --- running ----------------------------------------------------------------------------
 
@@ -232,23 +155,32 @@ class Session:
         Arrays are numpy's or have `__dlpack__`; contiguous ones are read in place. Returns one
         array for one output, else a tuple. Raises InputError for inputs that do not fit.
         """
-        if named or len(args) != len(self._visible_in):
+        if named or len(args) != len(self._names_in):
             results = self._run_named(args, named)
         else:
             results = self._run(args)
-        return results[0] if len(results) == 1 else tuple(results)
+        return results[0] if len(results) == 1 else results
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Runs the model on arrays by name; returns its outputs by name."""
-        results = self._run_named((), inputs)
-        names = (self._library.outputs[i].name for i in self._visible_out)
-        return dict(zip(names, results))
+        try:
+            args = tuple([inputs[name] for name in self._names_in])
+        except KeyError:
+            args = None
+        if args is None or len(inputs) != len(args):
+            results = self._run_named((), inputs)
+        else:
+            results = self._run(args)
+        return dict(zip(self._names_out, results))
 
-    def _run_named(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[np.ndarray]:
+    def _run_named(
+        self, args: Sequence[Any], named: Mapping[str, Any]
+    ) -> tuple[np.ndarray, ...]:
         values = self._by_name(args, named)
-        if len(values) > len(self._visible_in):  # a value for a state
-            return self._run_slowly(values)
-        return self._run([values[i] for i in self._visible_in])
+        if len(values) == len(self._visible_in):
+            return self._run(tuple([values[i] for i in self._visible_in]))
+        with self._lock:  # a value for a state
+            return self._run_general(values)
 
     def _by_name(self, args: Sequence[Any], named: Mapping[str, Any]) -> dict[int, Any]:
         """Values by input position; checks that all are there, once."""
@@ -278,113 +210,91 @@ class Session:
     def _signature(self) -> str:
         return ", ".join(str(self._library.inputs[i]) for i in self._visible_in) or "no inputs"
 
-    def _run(self, args: Sequence[Any]) -> list[np.ndarray]:
-        """A run like the last one only writes pointers; any other one is prepared."""
-        expected = self._expected
-        if expected is None:
-            return self._run_slowly(dict(zip(self._visible_in, args)))
+    def _run(self, args: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
         with self._lock:
-            words = self._in_words
-            for value, (dtype, shape, word) in zip(args, expected):
-                if type(value) is not np.ndarray or value.dtype != dtype or value.shape != shape:
-                    break
-                try:
-                    words[word] = _address_of(_lend(value))
-                except _REFUSED:
-                    interface = value.__array_interface__
-                    if interface["strides"] is not None:
-                        break
-                    words[word] = interface["data"][0]
-            else:
-                if self._expected is expected:
-                    return self._finish()
-        return self._run_slowly(dict(zip(self._visible_in, args)))
+            results = self._run_plain(args)
+            if results is not None:
+                return results
+            args = tuple([self._plain(i, value) for i, value in zip(self._visible_in, args)])
+            results = self._run_plain(args)
+            if results is not None:
+                return results
+            return self._run_general(dict(zip(self._visible_in, args)))
 
-    def _run_slowly(self, values: dict[int, Any]) -> list[np.ndarray]:
+    def _run_plain(self, args: tuple[Any, ...]) -> tuple[np.ndarray, ...] | None:
+        """One call of C on contiguous arrays of the inputs' own dtypes; None for any other values.
+
+        Arrays for outputs are made on the guess that sizes are those of the last run.
+        """
+        code = arrays.OTHER_ARRAYS
+        for _ in range(2):
+            call = self._call
+            if call is None:
+                return None
+            results = tuple([make() for make in self._made])
+            code = self._run_arrays(call, id(args), id(results))
+            if not code:
+                return self._with_copies(results) if self._unmade else results
+            if code != arrays.OTHER_OUTPUTS:
+                break
+            self._read_shapes()
+        if code > 0:
+            abi.check(self._c, code)
+        return None
+
+    def _run_general(self, values: dict[int, Any]) -> tuple[np.ndarray, ...]:
+        """A run on values by input position, states among them."""
+        c, handle = self._c, self._open()
         specs = self._library.inputs
-        with self._lock:
-            self._open()
-            self._forget()
-            arrays: dict[int, np.ndarray] = {}
-            for i, tensor in enumerate(self._in[: len(specs)]):
-                if i in values:
-                    arrays[i] = self._set_input(i, tensor, _as_array(values[i], specs[i]))
-                else:
-                    tensor.data = None  # a state
-            c = self._c
-            abi.check(c, c.smelt_set_shapes(self._handle, self._in, len(specs)))
-            self._set_outputs()
-            results = self._finish()
-            if self._steady and arrays.keys() == set(self._visible_in):
-                words = self._words
-                self._expected = [
-                    (arrays[i].dtype, arrays[i].shape, words * i) for i in self._visible_in
-                ]
-        return results
+        given = {i: self._plain(i, value) for i, value in values.items()}
+        inputs = (abi.Tensor * max(len(specs), 1))()
+        for i, array in given.items():
+            inputs[i] = _described(array, specs[i])
+        abi.check(c, c.smelt_set_shapes(handle, inputs, len(specs)))
+        self._read_shapes()
+        results = tuple([make() for make in self._made])
+        outputs = self._outputs
+        ctypes.memset(outputs, 0, ctypes.sizeof(outputs))
+        made = [i for k, i in enumerate(self._visible_out) if k not in self._unmade]
+        for i, array in zip(made, results):
+            outputs[i] = _described(array, self._library.outputs[i])
+        abi.check(c, c.smelt_run(handle, inputs, len(specs), outputs, len(self._library.outputs)))
+        return self._with_copies(results)
 
-    def _set_input(self, index: int, tensor: abi.Tensor, array: np.ndarray) -> np.ndarray:
-        """Describes an array to C; returns the array, contiguous and in native byte order."""
+    def _plain(self, index: int, value: Any) -> np.ndarray:
+        """The value as a contiguous array in native byte order; of the input's dtype if it is equal
+        to it. Raises InputError for what is no element type."""
         spec = self._library.inputs[index]
-        name = abi.dtype_name(array.dtype)
-        if array.dtype == abi.numpy_dtype(spec.dtype):
-            name = spec.dtype
-        if name is None:
+        array = as_array(value, spec)
+        dtype = abi.numpy_dtype(spec.dtype)
+        if array.dtype != dtype and abi.dtype_name(array.dtype) is None:
             raise InputError(
                 f'Input "{spec.name}" must be {spec.dtype}, but is an array of {array.dtype}.'
             )
         native = array.dtype.newbyteorder("=")
         if not array.flags.c_contiguous or array.dtype != native:
             array = np.array(array, native, order="C")
-        shape = (ctypes.c_int64 * max(array.ndim, 1))(*array.shape)
-        self._in_shapes[index] = shape
-        tensor.data = _address(array)
-        tensor.shape = shape
-        tensor.dtype = abi.DTYPES[name]
-        tensor.rank = array.ndim
-        return array
+        # numpy has several objects of one dtype, such as those of int64 and long long.
+        return array.view(dtype) if array.dtype == dtype and array.dtype is not dtype else array
 
-    def _set_outputs(self) -> None:
-        """Reads the shapes that the outputs will have; a run allocates those that are known."""
-        c = self._c
-        self._results = []
-        fed = set(self._links.values())
-        for i, (tensor, spec) in enumerate(zip(self._out, self._library.outputs)):
-            rank = len(spec.shape)
-            shape = tuple(c.smelt_output_shape(self._handle, i)[:rank])
-            tensor.data = None
-            tensor.dtype = abi.DTYPES[spec.dtype]
-            tensor.rank = rank
-            if spec.name in fed or any(size < 0 for size in shape):
-                tensor.shape = None
-                continue
-            # Set, so that C checks it at each run.
-            self._out_shapes[i] = (ctypes.c_int64 * max(rank, 1))(*shape)
-            tensor.shape = self._out_shapes[i]
-            self._results.append((shape, abi.numpy_dtype(spec.dtype), self._words * i))
+    def _read_shapes(self) -> None:
+        """What arrays the next run makes: those of outputs whose shapes are known before it."""
+        self._made, self._unmade = [], []
+        for k, i in enumerate(self._visible_out):
+            rank = len(self._library.outputs[i].shape)
+            shape = tuple(self._c.smelt_output_shape(self._handle, i)[:rank])
+            if min(shape, default=0) < 0:
+                self._unmade.append(k)
+            else:
+                self._made.append(partial(np.empty, shape, self._dtypes_out[k]))
 
-    def _finish(self) -> list[np.ndarray]:
-        """Runs on inputs and shapes that are set."""
-        words = self._out_words
-        results = []
-        for shape, dtype, word in self._results:
-            array = np.empty(shape, dtype)
-            words[word] = _address(array)
-            results.append(array)
-        library = self._library
-        code = self._smelt_run(
-            self._handle, self._in, len(library.inputs), self._out, len(library.outputs)
-        )
-        if code:
-            abi.check(self._c, code)
-        if len(results) != len(self._visible_out):
-            placed = {word // self._words: a for (_, _, word), a in zip(self._results, results)}
-            return [placed[i] if i in placed else self._copy(i) for i in self._visible_out]
-        return results
-
-    def _copy(self, index: int) -> np.ndarray:
-        """An output that lies in the session's memory, as an array of its own."""
-        tensor = self._out[index]
-        return _copied(tensor, self._library.outputs[index].dtype)
+    def _with_copies(self, results: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """All results: those that a run left in the session's memory become arrays of their own."""
+        whole = list(results)
+        for k in self._unmade:
+            i = self._visible_out[k]
+            whole.insert(k, _copied(self._outputs[i], self._library.outputs[i].dtype))
+        return tuple(whole)
 
     # --- states -----------------------------------------------------------------------------
 
@@ -398,24 +308,20 @@ class Session:
         c = self._c
         with self._lock:
             self._open()
-            start = None
-            array = shape = None
+            array = start = None
             if initial is not None and input in self._position:
-                tensor = abi.Tensor()
-                spec = self._library.inputs[self._position[input]]
                 index = self._position[input]
-                array = self._set_input(index, tensor, _as_array(initial, spec))
-                shape = self._in_shapes[index]
-                start = ctypes.byref(tensor)
-            abi.check(c, c.smelt_link_state(self._handle, _encode(output), _encode(input), start))
-            del array, shape  # copied
+                array = self._plain(index, initial)
+                start = ctypes.byref(_described(array, self._library.inputs[index]))
+            abi.check(c, c.smelt_link_state(self._handle, encode(output), encode(input), start))
+            del array  # copied
             self._links[input] = output
             self._set_visible()
 
     def unlink_state(self, input: str) -> None:
         """Ends the link of an input."""
         with self._lock:
-            abi.check(self._c, self._c.smelt_unlink_state(self._open(), _encode(input)))
+            abi.check(self._c, self._c.smelt_unlink_state(self._open(), encode(input)))
             del self._links[input]
             self._set_visible()
 
@@ -428,7 +334,7 @@ class Session:
         """A copy of the state of an input; None if it is zeros of a shape not yet known."""
         tensor = abi.Tensor()
         with self._lock:
-            code = self._c.smelt_state(self._open(), _encode(input), ctypes.byref(tensor))
+            code = self._c.smelt_state(self._open(), encode(input), ctypes.byref(tensor))
             abi.check(self._c, code)
             spec = self._library.inputs[self._position[input]]
             if spec.shape and not tensor.shape:
@@ -451,13 +357,22 @@ class Session:
         """Frees the session's memory and threads; running it afterwards raises UsageError."""
         with self._lock:
             self._close()
-            self._forget()
+            self._call = None
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _described(array: np.ndarray, spec: TensorSpec) -> abi.Tensor:
+    """The array for C; lives no longer than the array."""
+    same = array.dtype == abi.numpy_dtype(spec.dtype)
+    name = spec.dtype if same else abi.dtype_name(array.dtype)
+    assert name is not None
+    shape = (ctypes.c_int64 * max(array.ndim, 1))(*array.shape)
+    return abi.Tensor(_address(array), shape, abi.DTYPES[name], array.ndim)
 
 
 def _copied(tensor: abi.Tensor, dtype: str) -> np.ndarray:
@@ -488,7 +403,13 @@ class Module(Session):
     ):
         artifact = path if isinstance(path, Artifact) else open_artifact(path, verify)
         self._artifact = artifact
-        super().__init__(_Library(artifact), threads)
+        try:
+            library = Library(artifact)
+        except BaseException:
+            if artifact is not path:
+                artifact.close()
+            raise
+        super().__init__(library, threads)
         self._link_declared()
 
     @property
@@ -498,7 +419,7 @@ class Module(Session):
 
     @property
     def name(self) -> str:
-        return _decode(self._c.smelt_model_name(self._library.model))
+        return decode(self._c.smelt_model_name(self._library.model))
 
     @property
     def isa(self) -> str:
@@ -516,17 +437,16 @@ class Module(Session):
         return self._artifact.save(path)
 
 
-def load(path: str | Path, threads: int | None = None, verify: bool | None = None) -> Module:
-    """Opens a compiled model; see `Module`."""
+def load(path: str | Path, threads: int | None = None, verify: bool | None = None) -> Any:
+    """Opens a compiled model by the target that it is made for: a `Module`, or the class for that
+    target with the same interface."""
     artifact = open_artifact(path, verify)
-    target = artifact.manifest.get("target", "")
-    if target.split(":")[0] != "cpu":
+    if artifact.manifest.get("target", "") == "webgpu":
+        from .webgpu import WebGpuModule
+
+        return WebGpuModule(artifact)
+    try:
+        return Module(artifact, threads)
+    except BaseException:
         artifact.close()
-        raise ArtifactError(f"{path} is made for {target or 'no target'}, not for a CPU.")
-    if artifact.manifest.get("library", LIBRARY) not in artifact.manifest["files"]:
-        artifact.close()
-        raise ArtifactError(
-            f"{path} is source code for {target}: build it into a program, or compile the model "
-            f"for cpu to run it here."
-        )
-    return Module(artifact, threads)
+        raise

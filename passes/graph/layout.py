@@ -35,8 +35,7 @@ class ChannelsLast(Pass):
     """Rewrites convolutions and pooling to their channels-last forms between transposes.
 
     A channel shuffle (a reshape that splits the channels, a transpose of the parts, a reshape back)
-    becomes the same on the last axis. A 1x1 convolution becomes a matrix product, and a transposed
-    one whose windows do not overlap a matrix product and a rearrangement.
+    becomes the same on the last axis. A 1x1 convolution becomes a matrix product.
     """
 
     name = "channels_last"
@@ -48,8 +47,6 @@ class ChannelsLast(Pass):
                 result = None
                 if node.op in SPATIAL:
                     result = _convert(home, node)
-                elif node.op == "conv_transpose":
-                    result = _disjoint_transpose(home, node)
                 elif node.op == "reshape":
                     result = _channel_shuffle(home, node)
                 if result is not None:
@@ -62,7 +59,8 @@ class ChannelsLast(Pass):
 def _convert(graph: Graph, node: Node) -> Value | None:
     x = node.inputs[0]
     assert x is not None
-    if x.dtype.name not in ("f32", "i8", "u8", "i32"):
+    if x.dtype.name not in ("f32", "i8", "u8", "i32") and (x.dtype.name, node.op) != (
+            "bf16", "conv"):
         return None
     rank = x.rank
     last = graph.add("transpose", [x], {"perm": last_permutation(rank)}, origin=node.origin)
@@ -83,37 +81,6 @@ def _is_pointwise(node: Node) -> bool:
     return (w is not None and w.constant is not None and a["groups"] == 1
             and all(same(d, 1) for d in w.shape[2:]) and all(s == 1 for s in a["strides"])
             and all(same(p, 0) for p in (*a["low"], *a["high"])))
-
-
-def _disjoint_transpose(graph: Graph, node: Node) -> Value | None:
-    """conv_transpose with stride = window, no padding, one group: each input pixel makes a block
-    of its own."""
-    x, w = node.inputs[0], node.inputs[1]
-    a = node.attrs
-    if x is None or w is None or w.constant is None or x.dtype.name != "f32" \
-            or a["groups"] != 1 or len(node.inputs) > 2 and node.inputs[2] is not None:
-        return None
-    window = w.shape[2:]
-    sizes = [n * k for n, k in zip(x.shape[2:], window, strict=True)]
-    if tuple(a["strides"]) != tuple(window) or any(d != 1 for d in a["dilations"]) \
-            or any(not same(p, 0) for p in a["low"]) \
-            or any(not same(s, t) for s, t in zip(sizes, a["sizes"], strict=True)):
-        return None
-    rank, n = x.rank, x.rank - 2
-    features = w.shape[1]
-    last = graph.add("transpose", [x], {"perm": last_permutation(rank)}, origin=node.origin)
-    # [C, F, k...] as a matrix from C to (k..., F).
-    matrix = np.moveaxis(w.constant, 1, -1).reshape(w.constant.shape[0], -1)
-    y = graph.add("matmul", [last, graph.constant(np.ascontiguousarray(matrix))],
-                  origin=node.origin)
-    y = graph.add("reshape", [y], {"shape": (*last.shape[:-1], *window, features)},
-                  origin=node.origin)
-    perm = [0]
-    for axis in range(n):
-        perm += [1 + axis, 1 + n + axis]
-    y = graph.add("transpose", [y], {"perm": (*perm, 2 * n + 1)}, origin=node.origin)
-    y = graph.add("reshape", [y], {"shape": (x.shape[0], *sizes, features)}, origin=node.origin)
-    return graph.add("transpose", [y], {"perm": first_permutation(rank)}, origin=node.origin)
 
 
 def _channel_shuffle(graph: Graph, node: Node) -> Value | None:

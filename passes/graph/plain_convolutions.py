@@ -1,9 +1,10 @@
-"""Convolutions in the forms that kernels are good at.
+"""Transposed convolutions as ordinary ones.
 
-A transposed convolution with stride s computes s interleaved results, each an ordinary
-convolution with every s-th weight (Shi et al. 2016, "Is the deconvolution layer the same as a
-convolutional layer?"): one convolution gives them all as channels, which are then interleaved. A
-few narrow groups of channels become one group with zeros between them: a vector holds several.
+With stride 1 a transposed convolution is an ordinary one with its weights reversed. With stride s
+it computes s interleaved results along an axis, each an ordinary convolution with every s-th weight
+(Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?"). Where their
+channels are so few that they fill a vector together only, one convolution gives them all as
+channels, which are then interleaved; its windows are as large as all phases need, with zeros.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -21,14 +22,17 @@ from ...ir.graph.ops.shapes import same
 from .base import Pass, register
 from .rewrite import Rule, rewrite, rule
 
-MOST_GROUPS = 4
-"""Groups up to which products with zeros cost less than the plain loops of grouped products."""
+LANES = 16
+"""Channels of a vector, for the comparison of the two forms."""
+
+MOST_PHASES = 16
+"""Phases of the strides up to which each has code of its own."""
 
 
 @register
 @dataclass(frozen=True)
 class PlainConvolutions(Pass):
-    """Turns transposed convolutions into ordinary ones, and few groups into one."""
+    """Turns transposed convolutions into ordinary ones where that is the better form."""
 
     name = "plain_convolutions"
 
@@ -49,6 +53,9 @@ def gather(node: Node, graph: Graph) -> Value | None:
     if any(axis is None for axis in axes):
         return None
     found = [axis for axis in axes if axis is not None]
+    phases, groups = prod(strides), a["groups"]
+    if 1 < phases <= MOST_PHASES and (groups > 1 or not _fewer_vectors(w.constant, phases, found)):
+        return None
     weights = _phase_weights(w.constant, a["groups"], strides, found)
     y = graph.add("conv", [x, graph.constant(weights)], {
         "low": tuple(axis.low for axis in found), "high": tuple(axis.high for axis in found),
@@ -59,6 +66,13 @@ def gather(node: Node, graph: Graph) -> Value | None:
         y = graph.add("slice", [y], {"starts": (0,) * y.rank, "steps": (1,) * y.rank,
                                      "sizes": node.output.shape}, origin=node.origin)
     return y
+
+
+def _fewer_vectors(w: np.ndarray, phases: int, axes: Sequence[_Axis]) -> bool:
+    """Whether windows of all phases together take fewer vector products than those of each."""
+    features = w.shape[1]
+    together = ceil(features * phases / LANES) * prod(axis.taps for axis in axes)
+    return together < ceil(features / LANES) * prod(w.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -125,22 +139,4 @@ def _interleave(graph: Graph, y: Value, node: Node, strides: Sequence[int]) -> V
                      origin=node.origin)
 
 
-@rule("conv")
-def merge_groups(node: Node, graph: Graph) -> Value | None:
-    """A few groups as one, with zeros between them."""
-    x, w, groups = node.inputs[0], node.inputs[1], node.attrs["groups"]
-    if x is None or w is None or w.constant is None or not 1 < groups <= MOST_GROUPS:
-        return None
-    features, channels = w.constant.shape[0] // groups, w.constant.shape[1]
-    if channels == 1:  # depthwise
-        return None
-    dense = np.zeros((groups, features, groups, channels, *w.constant.shape[2:]), w.constant.dtype)
-    split = w.constant.reshape(groups, features, channels, *w.constant.shape[2:])
-    for g in range(groups):
-        dense[g, :, g] = split[g]
-    dense = dense.reshape(groups * features, groups * channels, *w.constant.shape[2:])
-    return graph.add("conv", [x, graph.constant(dense)], {**node.attrs, "groups": 1},
-                     origin=node.origin)
-
-
-RULES: tuple[Rule, ...] = (gather, merge_groups)
+RULES: tuple[Rule, ...] = (gather,)

@@ -209,4 +209,16 @@ def by_procedure(low: Lowering, node: Node) -> bool:
     return True
 
 
-GENERIC_RULES: tuple[Rule, ...] = (by_bodies, by_procedure)
+def in_turn(low: Lowering, node: Node) -> bool:
+    """The nodes of a chain one after another."""
+    if node.op != "chain":
+        return False
+    (region,) = node.regions
+    for inner, outer in zip(region.outputs, node.outputs, strict=True):
+        low.storages[inner] = low.storage(outer)
+    for inner in region.ordered():
+        low.node(inner)
+    return True
+
+
+GENERIC_RULES: tuple[Rule, ...] = (by_bodies, by_procedure, in_turn)

@@ -1,7 +1,8 @@
 """Matrix products: packed right operand, register tiles over rows and column panels.
 
 The right operand is packed to [batch, panels, K, panel width], padded with zero columns: at
-compile time when it is constant, else by a kernel of its own. The left operand is read in place.
+compile time when it is constant, else by a kernel of its own; a few rows read it where it is
+(`flat_gemm`). The left operand is read in place.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer, load
 from ...ir.program import Storage
 from ..lower.generic import Group, materialise
-from ..lower.loops import LoopWriter, write_elements
+from ..lower.loops import PARALLEL_WORK, LoopWriter
 from ..lower.lowering import Lowering
 from .deep_gemm import write_deep
 from .dot import F32, Dot, Fetch, ahead_of, choose_dot
+from .flat_gemm import MOST_ROWS, chunk_of, write_flat
 from .microkernel import Epilogue, accumulators
 from .plans import Product, others, sizes
-from .product_plans import Shape, product_plans
+from .product_plans import TASK_FLOPS, Shape, product_plans
 from .tiles import Registers, Tile, split_rows
 
 UNROLLED_EPILOGUE = 160
 """Operations of an epilogue, over all vectors of a tile, that are unrolled."""
+
+PACKED_ROWS = 8
+"""Rows that are packed together."""
 
 
 @dataclass
@@ -69,20 +74,23 @@ def add_operand(low: Lowering, group: Group, ops: Operands, value: Value) -> Non
 def operands(low: Lowering, group: Group, name: str, keep: set[Value]) -> Operands:
     """Parameters for the external values of a group in `keep`; outputs last (not yet added)."""
     b = Builder(low.kernel_name(name), group.node.origin)
-    buffers: dict[Value, Buffer] = {}
-    known: dict[Value, Expr] = {}
-    args: list[Storage] = []
+    outs = [Buffer(f"out{k}", v.dtype, (v.type.numel,)) for k, v in enumerate(group.outputs)]
+    ops = Operands(b, {}, {}, [], outs)
+    add_inputs(low, group, ops, keep)
+    return ops
+
+
+def add_inputs(low: Lowering, group: Group, ops: Operands, keep: set[Value]) -> None:
+    """Parameters for the external values of a group in `keep`."""
     for inner, outer in zip(group.inputs, group.outer, strict=True):
-        if inner in buffers or inner in known or inner not in keep:
+        if inner in ops.buffers or inner in ops.known or inner not in keep:
             continue
         if outer.content is not None and outer.type.numel == 1 \
                 and not outer.content.reshape(-1)[0].args:
-            known[inner] = outer.content.reshape(-1)[0]
+            ops.known[inner] = outer.content.reshape(-1)[0]
             continue
-        buffers[inner] = b.param("x", inner.dtype, (inner.type.numel,))
-        args.append(low.storage(outer))
-    outs = [Buffer(f"out{k}", v.dtype, (v.type.numel,)) for k, v in enumerate(group.outputs)]
-    return Operands(b, buffers, known, args, outs)
+        ops.buffers[inner] = ops.b.param("x", inner.dtype, (inner.type.numel,))
+        ops.args.append(low.storage(outer))
 
 
 def finish(low: Lowering, node: Node, ops: Operands, flops: Any) -> None:
@@ -112,28 +120,30 @@ def pack_runtime(low: Lowering, source: Value, width: int) -> Storage:
     b = Builder(low.kernel_name("pack"))
     x = b.param("x", source.dtype, (source.type.numel,))
     y = b.param("y", source.dtype, (type.numel,))
-    whole = wrap(n) // width
-    batch, rows = count, wrap(k)
-    strides = (panels * rows * width, rows * width, wrap(width), wrap(1))
-
-    def element(index):
-        m, p, row, j = index
-        return load(x, ((m * rows + row) * wrap(n) + p * width + j,))
-
-    write_elements(b, low.machine, y, (batch, whole, rows, width), element, strides=strides)
+    lanes, rows, whole = low.machine.lanes, wrap(k), wrap(n) // width
     rest = wrap(n) - whole * width
-    if rest is not const(0):
-        # The last panel: its columns, then zeros.
-        with b.loop("m", batch) as m, b.loop("p", panels - whole), b.loop("k", rows) as row:
-            at = m * strides[0] + whole * strides[1] + row * width
-            lanes = low.machine.lanes
-            for v in range(0, width, lanes):
-                left = op("max", op("min", rest - v, lanes), 0)
-                value = load(x, ((m * rows + row) * wrap(n) + whole * width + v,), lanes, left) \
-                    if lanes > 1 else op("select", op("gt", left, 0), load(
-                        x, ((m * rows + row) * wrap(n) + whole * width + v,)),
-                        const(0, x.dtype))
-                b.store(y, (at + v,), value)
+    blocks = (rows + (PACKED_ROWS - 1)) // PACKED_ROWS
+    work = PACKED_ROWS * (n if isinstance(n, int) else 256)
+    # Blocks of rows outermost: both sides are walked in runs of several lines of one page.
+    with b.loop("t", count * blocks, "parallel", grain=max(1, PARALLEL_WORK // work)) as t:
+        m, first = b.let("m", t // blocks), b.let("first", t % blocks * PACKED_ROWS)
+
+        def panel(p: Expr, rest: Expr | None) -> None:
+            with b.loop("k", op("min", rows - first, PACKED_ROWS)) as row:
+                source_at = b.let("from", (m * rows + first + row) * wrap(n) + p * width)
+                at = b.let("to", ((m * panels + p) * rows + first + row) * width)
+                for v in range(0, width, lanes):
+                    left = None if rest is None else op("max", op("min", rest - v, lanes), 0)
+                    value = load(x, (source_at + v,), lanes, left if lanes > 1 else None)
+                    if left is not None and lanes == 1:
+                        value = op("select", op("gt", left, 0), value, const(0, x.dtype))
+                    b.store(y, (at + v,), value)
+
+        with b.loop("p", whole) as p:
+            panel(p, None)
+        if rest is not const(0):
+            with b.when(op("gt", rest, 0)):  # The last panel: its columns, then zeros.
+                panel(whole, rest)
     low.launch(b.kernel(1, 0, type.numel * (2 * source.dtype.itemsize)),
                [low.storage(source), target])
     return target
@@ -160,8 +170,8 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     right_outer = outer_value(group, right)
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
     lanes = low.machine.lanes
-    flat = right.rank == 2 and _flattens(group, root)
-    height = _product(left.shape[:-1]) if flat else rows
+    flat = right.rank == 2 and walks_as_one(group, root)
+    height = product(left.shape[:-1]) if flat else rows
     constant = right_outer.constant
     if constant is None and dot.group > 1:
         return False
@@ -170,15 +180,19 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
     if lanes > 1 and not epilogue.vectorisable():
         return False
-    shape = Shape(rows=height if flat else rows, inner=inner, columns=columns)
     batch = () if flat else out.shape[:-2]
+    if constant is None and dot is F32 and lanes > 1 and isinstance(height, int) \
+            and height <= MOST_ROWS:
+        _write_unpacked(low, group, ops, epilogue, height, batch, left, right, registers)
+        finish(low, node, ops, wrap(out.type.numel) * wrap(inner) * 2)
+        return True
+    shape = Shape(rows=height if flat else rows, inner=inner, columns=columns)
     plan = low.choose("matrix product", " ".join((
         f"{left.dtype.name}[{sizes((*batch, shape.rows, inner))}]",
         f"{right.dtype.name}[{sizes((*right.shape[:-2], inner, columns))}]",
         "given" if constant is None else "constant", others(group, root))),
         product_plans(shape, height, not batch and dot is F32, registers, left.dtype.itemsize))
-    tile = Tile(plan.rows, plan.vectors)
-    width = tile.vectors * lanes
+    width = plan.vectors * lanes
     if constant is not None:
         array = dot.pack(constant[..., None, :, :], width)
         packed = low.constant(array, TensorType(dot.packed, array.shape))
@@ -194,7 +208,8 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     return True
 
 
-def _product(dims) -> Any:
+def product(dims) -> Any:
+    """The product of dimensions."""
     total: Any = 1
     for d in dims:
         total = total * d
@@ -205,7 +220,7 @@ def _loaded(group: Group, root: Node) -> list[Value]:
     return [v for n in group.nodes if n is not root for v in n.inputs if v is not None]
 
 
-def _flattens(group: Group, root: Node) -> bool:
+def walks_as_one(group: Group, root: Node) -> bool:
     """Whether batch and rows can be walked as one: every other operand has the output's shape or
     varies along the last axis only."""
     out = root.output
@@ -224,7 +239,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
     width = tile.vectors * lanes
     inner, columns = wrap(shape.inner), wrap(shape.columns)
     panels = (columns + (width - 1)) // width
-    count = _product([wrap(d) for d in batch])
+    count = product([wrap(d) for d in batch])
     blocks = row_blocks(shape.rows, tile.rows)
     tasks_per_panel = wrap(blocks[0].count + (chunk - 1)) // chunk if blocks else wrap(1)
     if len(blocks) > 1:  # Where all main tiles are missing, a task is there for the rest.
@@ -240,7 +255,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         return a * wrap(shape.rows) * inner, c * panels * dot.steps(inner) * width
 
     if plan.blocks:
-        lead, between = _places(out)
+        lead, between = places(out)
 
         def store(part: Tile, acc: Buffer, panel: Expr, row: Expr) -> None:
             store_tile(b, epilogue, part, lanes, acc, panel, columns, width,
@@ -258,7 +273,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         panel, m, step = b.let("p", panel), b.let("m", m), b.let("s", step)
         a_base, b_base = place(m)
         a_base, b_base = b.let("ab", a_base), b.let("bb", b_base + panel * dot.steps(inner) * width)
-        lead, between = (unflatten(m, batch), ()) if batch else _places(out)
+        lead, between = (unflatten(m, batch), ()) if batch else places(out)
 
         def rows_of(start: Expr, height: int, fetch: Fetch | None = None) -> None:
             _tile(b, epilogue, dot, Tile(height, tile.vectors), lanes, x, packed, a_base, b_base,
@@ -288,7 +303,32 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
                 rest()
 
 
-def _places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
+def _write_unpacked(low: Lowering, group: Group, ops: Operands, epilogue: Epilogue, rows: int,
+                    batch, left: Value, right: Value, registers: Registers) -> None:
+    """The loops of a product of a few rows with a matrix that is read in place."""
+    for value in (left, right):
+        add_operand(low, group, ops, value)
+    b, out, lanes = ops.b, epilogue.root, registers.lanes
+    inner, columns = left.shape[-1], right.shape[-1]
+    chunk = chunk_of(rows, inner, columns, lanes)
+    chunks = (wrap(columns) + (chunk - 1)) // chunk
+    work = 2 * rows * chunk * (inner if isinstance(inner, int) else 256)
+    column = var("column", extent=wrap(columns))
+    with b.loop("t", product([wrap(d) for d in batch]) * chunks, "parallel",
+                grain=max(1, TASK_FLOPS // max(1, work))) as t:
+        index = unflatten(b.let("m", t // chunks), batch) if batch else ()
+        lead, between = (index, ()) if batch else places(out)
+        offsets = [flat_index(broadcast_index(index, v.shape[:-2], batch), v.shape[:-2])
+                   * wrap(v.shape[-2]) * wrap(v.shape[-1]) if batch else const(0)
+                   for v in (left, right)]
+        a_base, b_base = (b.let("base", offset) for offset in offsets)
+        write_flat(b, ops.buffers[left], a_base, ops.buffers[right], b_base, rows, inner, columns,
+                   b.let("first", t % chunks * chunk), chunk, registers,
+                   lambda r, base, result, count: epilogue.store(
+                       (*lead, r, *between, column), column, base, lanes, result, count))
+
+
+def places(out: Value) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
     """The indices before and behind the row when the rows of all batches count as one: along the
     last axis that is more than one long."""
     axis = max((a for a in range(out.rank - 1) if not same(out.shape[a], 1)), default=0)
@@ -344,16 +384,18 @@ def _tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int, x: B
 
 
 def store_tile(b: Builder, epilogue: Epilogue, tile: Tile, lanes: int, acc: Buffer, panel: Expr,
-               columns: Expr, width: int, index) -> None:
+               columns: Expr, width: int, index, start: Expr | None = None) -> None:
     """Stores a register tile whose columns start at panel * width, cutting those beyond the end.
+    The `columns` that may be stored are those from `start` on, when given.
 
     `index(r, column)` is the output index of row r. A long epilogue runs in a loop over the rows
     of the tile, spilled to the stack; a short one is unrolled over registers. Without vectors all
     elements take one loop, because the size of the code counts.
     """
-    column = var("column", extent=columns)
+    origin = const(0) if start is None else start
+    column = var("column", extent=origin + columns)
     if lanes == 1 and tile.rows * tile.vectors > 1:
-        _store_elements(b, epilogue, tile, acc, panel, columns, index)
+        _store_elements(b, epilogue, tile, acc, panel, columns, index, origin)
         return
     looped = tile.rows > 1 and epilogue.length() * tile.rows * tile.vectors > UNROLLED_EPILOGUE
     spill = None
@@ -373,7 +415,7 @@ def store_tile(b: Builder, epilogue: Epilogue, tile: Tile, lanes: int, acc: Buff
             put(r, lambda v: load(kept, ((r * tile.vectors + v) * lanes,), lanes))
 
     def store(r, v: int, result: Expr, count: Expr | None) -> None:
-        base = panel * width + v * lanes
+        base = origin + panel * width + v * lanes
         epilogue.store(index(r, column), column, base, lanes, result, count)
 
     def whole() -> None:
@@ -394,9 +436,9 @@ def store_tile(b: Builder, epilogue: Epilogue, tile: Tile, lanes: int, acc: Buff
 
 
 def _store_elements(b: Builder, epilogue: Epilogue, tile: Tile, acc: Buffer, panel: Expr,
-                    columns: Expr, index) -> None:
+                    columns: Expr, index, origin: Expr) -> None:
     """Stores a tile of scalars, spilled to the stack, one element after the other."""
-    column = var("column", extent=columns)
+    column = var("column", extent=origin + columns)
     spill = b.alloc("tile", acc.dtype, (tile.rows * tile.vectors,))
     for r in range(tile.rows):
         for v in range(tile.vectors):
@@ -406,4 +448,5 @@ def _store_elements(b: Builder, epilogue: Epilogue, tile: Tile, acc: Buffer, pan
         width = b.let("width", op("min", columns - panel * width, width))
     with b.loop("r", tile.rows) as r, b.loop("v", width) as v:
         result = load(spill, (r * tile.vectors + v,))
-        epilogue.store(index(r, column), column, panel * tile.vectors + v, 1, result, None)
+        epilogue.store(index(r, column), column, origin + panel * tile.vectors + v, 1, result,
+                       None)

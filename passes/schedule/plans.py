@@ -72,11 +72,12 @@ class Depthwise:
 
 
 def direct_plans(width: int | None, features: int, steps: int, itemsize: int,
-                 registers: Registers) -> Iterator[Direct]:
+                 registers: Registers, groups: int = 1) -> Iterator[Direct]:
     """The cost model's plan, the other sharing of weights, and other register tiles, for lines of
-    `width` results and a reduction of `steps` elements of packed weights, `itemsize` bytes each."""
+    `width` results and a reduction of `steps` elements of packed weights, `itemsize` bytes each, in
+    every one of so many groups."""
     for number, tile in enumerate(tiles_for(width, features, registers)):
-        panels = ceil(features / (tile.vectors * registers.lanes))
+        panels = groups * ceil(features / (tile.vectors * registers.lanes))
         size = panels * tile.vectors * registers.lanes * steps * itemsize
         plan = Direct(tile.rows, tile.vectors, size <= SHARED_WEIGHTS)
         yield plan

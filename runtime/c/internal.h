@@ -6,15 +6,66 @@
 #define _GNU_SOURCE /* under -std=c11: mmap, syscall, sched_getaffinity */
 #endif
 
-#include <stdatomic.h>
 #include <stddef.h>
 
 #include "smelt.h"
 
+/* What threads share: how many use a model, and whether a session runs. A runtime without threads
+ * is called by one at a time, and then these are plain numbers. */
 #ifdef SMELT_NO_THREADS
 #define SMELT_THREAD_LOCAL
+typedef int smelt_count;
+typedef int smelt_flag;
+
+static inline void smelt_count_up(smelt_count *count)
+{
+    ++*count;
+}
+
+static inline int smelt_count_down(smelt_count *count)
+{
+    return --*count;
+}
+
+static inline int smelt_flag_raise(smelt_flag *flag)
+{
+    int before = *flag;
+    *flag = 1;
+    return before;
+}
+
+static inline void smelt_flag_lower(smelt_flag *flag)
+{
+    *flag = 0;
+}
 #else
+#include <stdatomic.h>
+
 #define SMELT_THREAD_LOCAL _Thread_local
+typedef atomic_int smelt_count;
+typedef atomic_int smelt_flag;
+
+static inline void smelt_count_up(smelt_count *count)
+{
+    atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
+}
+
+/* How many are left. */
+static inline int smelt_count_down(smelt_count *count)
+{
+    return atomic_fetch_sub_explicit(count, 1, memory_order_acq_rel) - 1;
+}
+
+/* What it was before. */
+static inline int smelt_flag_raise(smelt_flag *flag)
+{
+    return atomic_exchange_explicit(flag, 1, memory_order_acquire);
+}
+
+static inline void smelt_flag_lower(smelt_flag *flag)
+{
+    atomic_store_explicit(flag, 0, memory_order_release);
+}
 #endif
 
 enum { SMELT_ALIGNMENT = 64, SMELT_ERROR_BYTES = 256 };
@@ -57,7 +108,7 @@ struct smelt_model {
     const smelt_program *program;
     const unsigned char *weights;
     smelt_mapping mapping;
-    atomic_int users; /* the caller and every session */
+    smelt_count users; /* the caller and every session */
 };
 
 void smelt_model_retain(smelt_model *model);
@@ -90,7 +141,7 @@ typedef struct smelt_link {
 struct smelt_session {
     smelt_model *model;
     const smelt_program *program;
-    atomic_flag running;
+    smelt_flag running;
     int32_t threads;
     smelt_pool *pool; /* NULL for one thread */
 

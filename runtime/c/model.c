@@ -39,7 +39,7 @@ static int make_model(const smelt_program *program, smelt_mapping mapping, const
     model->program = program;
     model->mapping = mapping;
     model->weights = weights;
-    atomic_init(&model->users, 1);
+    smelt_count_up(&model->users);
     *result = model;
     return SMELT_OK;
 }
@@ -74,12 +74,12 @@ int smelt_open_memory(const smelt_program *const *programs, const void *weights,
 
 void smelt_model_retain(smelt_model *model)
 {
-    atomic_fetch_add_explicit(&model->users, 1, memory_order_relaxed);
+    smelt_count_up(&model->users);
 }
 
 void smelt_close(smelt_model *model)
 {
-    if (!model || atomic_fetch_sub_explicit(&model->users, 1, memory_order_acq_rel) != 1)
+    if (!model || smelt_count_down(&model->users))
         return;
     smelt_mapping_close(&model->mapping);
     free(model);

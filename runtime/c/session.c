@@ -100,7 +100,6 @@ int smelt_session_open(smelt_model *model, int32_t threads, smelt_session **sess
     smelt_model_retain(model);
     s->model = model;
     s->program = model->program;
-    atomic_flag_clear(&s->running);
     int code = allocate(s) ? smelt_fail(SMELT_OUT_OF_MEMORY, "No memory for a session.")
                            : smelt_set_threads(s, threads);
     if (code)
@@ -445,7 +444,7 @@ static int execute(smelt_session *s)
 
 static int enter(smelt_session *s)
 {
-    if (!atomic_flag_test_and_set_explicit(&s->running, memory_order_acquire))
+    if (!smelt_flag_raise(&s->running))
         return SMELT_OK;
     return smelt_fail(SMELT_BAD_ARGUMENT,
                       "The session is running in another thread: open one for each thread.");
@@ -453,7 +452,7 @@ static int enter(smelt_session *s)
 
 static void leave(smelt_session *s)
 {
-    atomic_flag_clear_explicit(&s->running, memory_order_release);
+    smelt_flag_lower(&s->running);
 }
 
 int smelt_run(smelt_session *session, const smelt_tensor *inputs, int32_t input_count,

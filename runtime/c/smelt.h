@@ -14,7 +14,8 @@
  * A model is its code and its weights: immutable, and free to use from any number of threads. A
  * session is what one thread needs to run it: temporaries, worker threads, states. Sessions of one
  * model share the weights and may run at the same time; one session runs in one thread at a time
- * (a second caller gets SMELT_BAD_ARGUMENT).
+ * (a second caller gets SMELT_BAD_ARGUMENT). A runtime built without threads synchronises nothing:
+ * only one thread at a time may call it.
  *
  * Functions that return int return SMELT_OK (0) or an error code of program.h, and then
  * smelt_error() has a sentence about it. Pointers handed out belong to the model or the session.

@@ -11,7 +11,6 @@ from typing import Any
 from ...codegen.host import HostPrinter, Weights, pack_weights, used_storages
 from ...codegen.portable import identifier
 from ...errors import TargetError
-from ...ir.expr import text
 from ...ir.graph.core import Graph
 from ...ir.program import Program
 from ...passes.dump import dump_kernels
@@ -25,16 +24,29 @@ from ...passes.lower.loops import Machine
 from ...passes.lower.lowering import Rule, lower
 from ...passes.plan import Lifetime, plan
 from ...passes.schedule.attention import attention_rule
+from ...passes.schedule.chain import chain_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
+from ...passes.schedule.low_bit import low_bit_rule
+from ...passes.schedule.low_bit_encode import encode_rule
 from ...passes.schedule.rows import ROW_RULES
+from ...passes.schedule.tile_gemm import tile_conv_rule, tile_matmul_rule
 from ...passes.schedule.winograd import winograd_rule
 from ...runtime import abi
-from ..base import Build, BuildOptions, Progress, Target, silent
+from ..base import (
+    Build,
+    BuildOptions,
+    Progress,
+    Target,
+    describe_program,
+    memory_report,
+    silent,
+)
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (attention_rule, matmul_rule, winograd_rule, conv_rule, *ROW_RULES,
+RULES: tuple[Rule, ...] = (chain_rule, attention_rule, encode_rule, low_bit_rule, tile_matmul_rule,
+                           tile_conv_rule, matmul_rule, winograd_rule, conv_rule, *ROW_RULES,
                            *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
@@ -57,13 +69,15 @@ class CpuTarget:
 
     def optimise(self, graph: Graph, options: BuildOptions) -> list[PassReport]:
         """Runs the graph passes; returns their reports."""
+        vectors = all(v.vector.lanes > 1 for v in self.variants)
         return optimise(graph, Options(
-            passes=options.passes or "", channels_last=True,
-            attention=all(v.vector.lanes > 1 for v in self.variants)))
+            passes=options.passes or "", channels_last=True, attention=vectors, chains=vectors,
+            low_bit=True, bf16=options.precision == "bf16"))
 
     def build(self, graph: Graph, options: BuildOptions, progress: Progress = silent) -> Build:
         """Optimises, lowers and compiles; see `Target.build`."""
         compiler = find_compiler(self.variants[0].zig)
+        check_precision(self.variants, options)
         if not self.variants[0].threads:
             options = replace(options, threads=False)
         progress("optimising the graph", 0, 4)
@@ -95,11 +109,21 @@ class CpuTarget:
         return Build(manifest, files, programs[0], graph, reports)
 
 
+def check_precision(variants: list[Variant], options: BuildOptions) -> None:
+    """Raises TargetError when a variant has no instructions for the precision."""
+    lacking = [v.name for v in variants if not v.vector.dot2]
+    if options.precision == "bf16" and lacking:
+        raise TargetError(f"{' and '.join(lacking)} has no instructions for bf16 products "
+                          f"(AVX512_BF16): compile with precision f32, or on a machine that has "
+                          f"them for target cpu")
+
+
 def machine_of(variant: Variant, exact: bool = False) -> Machine:
     """What schedules need to know of a variant."""
     vector = variant.vector
     halves = ("fma", "f32", vector.lanes // 2) in vector.spelling
-    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact)
+    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact, vector.dot2,
+                   vector.tiles)
 
 
 def lower_for(graph: Graph, variant: Variant, exact: bool = False,
@@ -229,21 +253,11 @@ def _archive(compiler: Compiler, built: list[Path], archive: Path) -> None:
 def build_manifest(target: str, variants: list[Variant], program: Program,
                    options: BuildOptions) -> dict[str, Any]:
     """The manifest's entries that every CPU artifact has."""
-    def tensor(storage) -> dict[str, Any]:
-        return {"name": storage.name, "dtype": storage.type.dtype.name,
-                "shape": [text(d) for d in storage.type.shape]}
-
     return {
-        "name": options.name, "target": target,
+        **describe_program(program, target, options),
         "isas": [v.name for v in variants], "library": variants[0].library,
-        "signature": {"inputs": [tensor(s) for s in program.inputs],
-                      "outputs": [tensor(s) for s in program.outputs],
-                      "sizes": {n: list(r) for n, r in program.symbols.items()}},
-        "states": [list(s) for s in options.states],
         "options": {"optimize": options.optimize, "exact": options.exact,
-                    "threads": options.threads},
-        "kernels": [{"name": k.name, "origin": k.origin, "flops": text(k.flops),
-                     "bytes": text(k.bytes)} for k in program.kernels()],
+                    "precision": options.precision, "threads": options.threads},
     }
 
 
@@ -252,14 +266,6 @@ def tuning_report(taken: list[Choices]) -> dict[str, int]:
     not have."""
     return {"applied": sum(len(c.applied - c.unknown) for c in taken),
             "unknown": sum(len(c.unknown) for c in taken)}
-
-
-def memory_report(program: Program, lifetimes: list[Lifetime]) -> list[dict[str, Any]]:
-    """The temporaries with their lifetimes, sizes and places, for people."""
-    return [{"name": x.storage.name, "type": repr(x.storage.type), "first": x.first,
-             "last": x.last, "offset": x.storage.offset,
-             "bytes": text(x.storage.type.numel * x.storage.type.dtype.itemsize)}
-            for x in lifetimes]
 
 
 def make(text: str) -> Target:

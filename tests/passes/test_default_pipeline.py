@@ -60,13 +60,13 @@ def run(case: Case, options: Options) -> None:
 @pytest.mark.parametrize("name", RUNNABLE[::25])
 def test_a_part_of_the_conformance_suite(name, monkeypatch):
     monkeypatch.setenv("SMELT_VERIFY", "2")
-    run(ALL[name], Options(channels_last=True, attention=True))
+    run(ALL[name], Options(channels_last=True, attention=True, chains=True))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", [Options(), Options(channels_last=True, attention=True)],
-                         ids=["plain", "channels_last"])
+@pytest.mark.parametrize("options", [
+    Options(), Options(channels_last=True, attention=True, chains=True)], ids=["plain", "cpu"])
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_the_conformance_suite(name, options):
     run(ALL[name], options)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -313,19 +314,99 @@ def test_damage_is_found_by_name(tmp_path, name, file, change, what):
         open_artifact(path)
 
 
+def overwritten(at: int, count: int):
+    """Zeros, as an interrupted copy to a file of full length leaves them."""
+    return lambda data: data[:at] + bytes(count) + data[at + count:]
+
+
 @FORMS
-def test_checksums_of_large_artifacts_are_checked_on_demand(tmp_path, name, monkeypatch):
+def test_weights_are_checked_block_by_block(tmp_path, name, rng):
+    size = 3 * module.BLOCK + 777
+    weights = rng.bytes(size)
+    for at in (0, module.BLOCK - 1, module.BLOCK, 2 * module.BLOCK + 5, size - 1):
+        path = write_artifact(tmp_path / name, DESCRIPTION, {**FILES, "weights.bin": weights})
+        assert open_artifact(path) and open_artifact(path, verify=True)
+        damage(path, "weights.bin", lambda data, at=at: (
+            data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]))
+        for verify in (None, True):
+            with pytest.raises(ArtifactError, match="damaged: weights.bin .*the checksum"):
+                open_artifact(path, verify)
+        assert open_artifact(path, verify=False)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 7, 100])
+def test_large_weights_are_checked_here_and_there(tmp_path, blocks, monkeypatch, rng):
+    monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(module, "_CHUNK", 64)
+    monkeypatch.setattr(module, "CHECKED_BYTES", 5 * 64)
+    size = 64 * blocks - 3
+    files = {**FILES, "weights.bin": rng.bytes(size)}
+    path = write_artifact(tmp_path / "m.smelt", DESCRIPTION, files)
+    written = (path / "weights.bin").read_bytes()
+    entry = json.loads((path / "manifest.json").read_text())["files"]["weights.bin"]
+    assert entry["blocks"] == "".join(
+        f"{zlib.crc32(written[at:at + 64]):08x}" for at in range(0, size, 64))
+    found = []
+    for block in range(blocks):
+        damage(path, "weights.bin", overwritten(64 * block, min(64, size - 64 * block)))
+        try:
+            open_artifact(path)
+        except ArtifactError:
+            found.append(block)
+        with pytest.raises(ArtifactError):
+            open_artifact(path, verify=True)
+        (path / "weights.bin").write_bytes(written)
+    assert len(found) == min(blocks, 5) and {0, blocks - 1} <= set(found)
+    # What was cut off, or overwritten for a while, is met wherever it begins.
+    gap = -(-blocks // 4) + 1
+    for first in range(0, blocks - gap, 3):
+        damage(path, "weights.bin", overwritten(64 * first, 64 * gap))
+        with pytest.raises(ArtifactError):
+            open_artifact(path)
+        (path / "weights.bin").write_bytes(written)
+
+
+def test_code_is_checked_whole_however_large(tmp_path, monkeypatch, rng):
+    monkeypatch.setattr(module, "CHECKED_BYTES", 0)
+    files = {**FILES, "model.so": rng.bytes(3 * module.BLOCK)}
+    path = write_artifact(tmp_path / "m.smelt", DESCRIPTION, files)
+    for at in (5, module.BLOCK + 3, 3 * module.BLOCK - 1):
+        damage(path, "model.so", overwritten(at, 1) if files["model.so"][at] else flipped)
+        with pytest.raises(ArtifactError, match="damaged: model.so "):
+            open_artifact(path)
+        (path / "model.so").write_bytes(files["model.so"])
+    assert open_artifact(path)
+
+
+def test_weights_without_block_checksums_are_checked_whole(tmp_path):
+    path = write_artifact(tmp_path / "m.smelt", DESCRIPTION, FILES)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["files"]["weights.bin"]["blocks"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert open_artifact(path)
+    damage(path, "weights.bin", flipped)
+    with pytest.raises(ArtifactError, match="damaged: weights.bin "):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("blocks", ["", "00000000" * 2, "zzzzzzzz", "0" * 7])
+def test_wrong_block_checksums_are_damage(tmp_path, blocks):
+    path = write_artifact(tmp_path / "m.smelt", DESCRIPTION, FILES)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["weights.bin"]["blocks"] = blocks
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="damaged: weights.bin "):
+        open_artifact(path)
+
+
+@FORMS
+def test_a_damaged_artifact_is_not_copied(tmp_path, name):
     path = write_artifact(tmp_path / name, DESCRIPTION, FILES)
     damage(path, "weights.bin", flipped)
-    assert open_artifact(path, verify=False)
-    total = sum(map(len, FILES.values()))
-    monkeypatch.setattr(module, "VERIFIED_BYTES", total)
-    with pytest.raises(ArtifactError):
-        open_artifact(path)
-    monkeypatch.setattr(module, "VERIFIED_BYTES", total - 1)
-    assert open_artifact(path)
-    with pytest.raises(ArtifactError):
-        open_artifact(path, verify=True)
+    opened = open_artifact(path, verify=False)
+    with pytest.raises(ArtifactError, match="damaged: weights.bin "):
+        opened.save(tmp_path / "copy.smelt")
+    assert not (tmp_path / "copy.smelt").exists()
 
 
 def edited(**changes):

@@ -1,17 +1,20 @@
 """The C interface from C, with compilers, sanitizers and processors of every kind at hand."""
 
 import ctypes
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 import smelt
 from smelt.ir import dtype
-from smelt.runtime import abi, sources
+from smelt.runtime import abi, arrays, sources
 from smelt.runtime.artifact import write_artifact
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -72,7 +75,7 @@ def test_application_under_valgrind(tmp_path, folder):
 
 @pytest.mark.parametrize("standard", ["c11", "c17", "gnu17"])
 def test_headers_compile_alone(tmp_path, standard):
-    for header in ("smelt.h", "program.h"):
+    for header in ("smelt.h", "program.h", "arrays.h"):
         run("gcc", f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only",
             "-x", "c", INCLUDE / header)
 
@@ -89,7 +92,7 @@ def test_the_library_exports_the_interface_and_nothing_else(library):
         pytest.skip("needs nm")
     table = run("nm", "-D", "--defined-only", library("scale"))
     exported = {line.split()[-1] for line in table.splitlines()}
-    header = (INCLUDE / "smelt.h").read_text()
+    header = "".join((INCLUDE / name).read_text() for name in ("smelt.h", "arrays.h"))
     declared = set(re.findall(r"^SMELT_API [^;(]*?(smelt_\w+)\(", header, re.MULTILINE))
     assert exported == declared
     assert set(abi.FUNCTIONS) <= declared
@@ -147,6 +150,46 @@ def test_wasm_without_threads(tmp_path, folder):
     )
 
 
+def test_without_threads_nothing_is_synchronised(tmp_path):
+    for file in [*C_FILES, PROGRAMS / "scale.c"]:
+        text = run("gcc", *STRICT, f"-I{INCLUDE}", "-DSMELT_NO_THREADS", "-E", "-P", file)
+        found = re.findall(r"_Atomic\b|\batomic_\w+|__(?:atomic|sync)_\w+ *\(|_Thread_local", text)
+        assert not found, (file, found)
+    binary = build(tmp_path / "library.so", "-shared", "-DSMELT_NO_THREADS", PROGRAMS / "scale.c")
+    assert_no_locked_instructions(binary)
+
+
+def assert_no_locked_instructions(binary: Path) -> None:
+    """On x86-64: no bus lock, no exchange with memory (which locks), no fence."""
+    if platform.machine() != "x86_64" or shutil.which("objdump") is None:
+        return
+    code = run("objdump", "-d", "--no-show-raw-insn", binary)
+    locked = re.findall(r"^.*(?:\block\b|\bxchg\b.*\(|\bmfence\b).*$", code, re.MULTILINE)
+    assert "ret" in code and not locked
+
+
+def test_a_model_compiled_without_threads_synchronises_nothing(tmp_path):
+    f32 = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["h"]),
+         onnx.helper.make_node("Softmax", ["h"], ["y"])], "g",
+        [onnx.helper.make_tensor_value_info("x", f32, [700, 64])],
+        [onnx.helper.make_tensor_value_info("y", f32, [700, 96])],
+        [onnx.numpy_helper.from_array(np.full((64, 96), 0.5, np.float32), "w")])
+    for threads in (True, False):
+        model = smelt.compile(onnx.helper.make_model(graph), threads=threads,
+                              output=tmp_path / "m.smelt")
+        library = tmp_path / "m.smelt/model.so"
+        needed = run("nm", "-D", "--undefined-only", library)
+        assert ("pthread_create" in needed) is threads
+        if not threads:
+            assert_no_locked_instructions(library)
+            module = model.session(threads=4)
+            assert module.threads == 1
+            x = np.ones((700, 64), np.float32)
+            np.testing.assert_allclose(module(x), np.full((700, 96), 1 / 96), rtol=1e-6)
+
+
 def test_without_threads(tmp_path, folder):
     binary = build(tmp_path / "library.so", "-shared", "-DSMELT_NO_THREADS", PROGRAMS / "scale.c")
     assert "pthread" not in run("nm", "-D", "--undefined-only", binary)
@@ -184,7 +227,7 @@ def test_python_and_c_agree_on_numbers():
     assert in_c == abi.DTYPES
     program = (INCLUDE / "program.h").read_text()
     codes = {name: int(n) for name, n in re.findall(r"SMELT_([A-Z0-9_]+) = (\d+)", program)}
-    assert codes == {name: getattr(abi, name) for name in codes} and len(codes) == 11
+    assert codes == {name: getattr(abi, name) for name in codes} and len(codes) == 12
     assert f"#define SMELT_PROGRAM_ABI {abi.PROGRAM_ABI}\n" in program
     assert f'#define SMELT_VERSION "{smelt.__version__}"\n' in header
 
@@ -206,14 +249,22 @@ def test_element_sizes_agree(library):
         assert c.smelt_dtype_name(number) == name.encode()
 
 
-@pytest.mark.parametrize("structure", [abi.Tensor, abi.TensorInfo])
-def test_structures_have_the_layout_of_c(tmp_path, structure):
-    c_name = {"Tensor": "smelt_tensor", "TensorInfo": "smelt_tensor_info"}[structure.__name__]
+STRUCTURES = {
+    "smelt_tensor": abi.Tensor,
+    "smelt_tensor_info": abi.TensorInfo,
+    "smelt_array_layout": arrays.Layout,
+    "smelt_array_call": arrays.Call,
+}
+
+
+@pytest.mark.parametrize("c_name", STRUCTURES)
+def test_structures_have_the_layout_of_c(tmp_path, c_name):
+    structure = STRUCTURES[c_name]
     fields = [name for name, _ in structure._fields_]
     numbers = ", ".join([f"sizeof({c_name})", *(f"offsetof({c_name}, {f})" for f in fields)])
     source = tmp_path / "layout.c"
     source.write_text(
-        '#include "program.h"\n#include <stddef.h>\n#include <stdio.h>\n'
+        '#include "arrays.h"\n#include <stddef.h>\n#include <stdio.h>\n'
         f"int main(void) {{ size_t all[] = {{{numbers}}};\n"
         "for (unsigned i = 0; i < sizeof all / sizeof *all; i++) printf(\"%zu \", all[i]); }\n"
     )

@@ -16,7 +16,7 @@ from ..core import TensorType
 from ..definition import OpContext, OpDef, define, find_definition
 
 SUFFIX = "_last"
-SPATIAL = ("conv", "pool_max", "pool_sum", "pool_mean")
+SPATIAL = ("conv", "conv_transpose", "pool_max", "pool_sum", "pool_mean")
 
 
 def to_last(items: Sequence[Any]) -> tuple[Any, ...]:

@@ -97,7 +97,7 @@ def _conv_reference(ctx: OpContext, x, w):
     groups = a["groups"]
     spatial = [max(0, (x.shape[2 + i] - ((w.shape[2 + i] - 1) * a["dilations"][i] + 1))
                    // a["strides"][i] + 1) for i in range(n)]
-    x = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    x = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     w = w.astype(wide).reshape(groups, -1, *w.shape[1:])
     total = np.zeros((x.shape[0], groups, w.shape[1], *spatial), wide)
     for k in np.ndindex(*w.shape[3:]):
@@ -106,7 +106,7 @@ def _conv_reference(ctx: OpContext, x, w):
                   k[i] * a["dilations"][i] + (spatial[i] - 1) * a["strides"][i] + 1,
                   a["strides"][i]) if spatial[i] else slice(0, 0) for i in range(n))]
         total += np.einsum("ngc...,gfc->ngf...", window, w[(slice(None),) * 3 + k])
-    return total.reshape(x.shape[0], -1, *spatial).astype(out)
+    return total.reshape(x.shape[0], groups * w.shape[1], *spatial).astype(out)
 
 
 define(OpDef(

@@ -1,4 +1,4 @@
-"""Control flow: `if` and `loop`, whose regions may use values of the graphs around them.
+"""Control flow: `if`, `loop` and `chain`, whose regions may use values of the graphs around them.
 
 A size that only running tells is a fresh symbol: `sizes` lists those that the node's outputs
 bring, in the order in which they occur. A symbol of a region never leaves the region.
@@ -138,4 +138,18 @@ define(OpDef(
         "holds and the counter is below the trip count. Outputs: the carried values, then the "
         "slices of all iterations stacked along a new first axis. `inner` are sizes of the "
         "region's inputs that each iteration binds anew.",
+))
+
+
+def _chain_infer(ctx: OpContext):
+    (region,) = ctx.node.regions
+    if ctx.node.inputs or region.inputs:
+        raise ctx.error("a chain and its region have no inputs: the region uses outer values")
+    return [v.type for v in region.outputs]
+
+
+define(OpDef(
+    "chain", "control", _chain_infer, attrs={},
+    doc="Computes its region, whose outputs are the node's. A target may make one kernel of the "
+        "region's nodes, which keeps what they hand on in a cache; others run them in turn.",
 ))

@@ -3,6 +3,7 @@
  * Arguments: threads, calls. Prints nanoseconds per call of a tiny job. */
 #include "internal.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
