@@ -4,12 +4,16 @@ They work on any number of lanes, so a vector loop and its scalar tail give the 
 need no math library. Coefficients are weighted minimax fits made for this file in double
 precision. Errors, in units in the last place over all finite arguments: exp 1.5, log 1.5,
 tanh 2, erf 2, expm1 3, log1p 2.
+
+Some rely on sums being rounded as written. `EXPANSIONS_IN_ANY_ORDER` is for languages whose
+compilers may take (x + c) - c for x (WGSL).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ...ir import dtype as dt
 from ...ir.expr import Broadcast, Const, Expr, Op, broadcast, cast, const, op, select
@@ -17,6 +21,9 @@ from ...ir.kernel.intrinsics import scale
 
 F = dt.f32
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723e-06
+
+Reduction = Callable[[Expr], tuple[Expr, Expr]]
+"""x to (n, r) with x = n * ln 2 + r, n whole and |r| <= ln(2) / 2."""
 
 
 def f(value: float) -> Expr:
@@ -44,6 +51,12 @@ def _reduced(x: Expr) -> tuple[Expr, Expr]:
     """(n, r) with x = n * ln 2 + r and |r| <= ln(2) / 2; n as f32."""
     # Beside 1.5 * 2**23 there is no room for a fraction, so the addition rounds.
     n = fma(x, f(1.4426950408889634), f(12582912.0)) - f(12582912.0)
+    return n, fma(n, f(-LN2_LOW), fma(n, f(-LN2_HIGH), x))
+
+
+def _reduced_by_round(x: Expr) -> tuple[Expr, Expr]:
+    """`_reduced` without a sum that has to be rounded as written."""
+    n = op("round", x * f(1.4426950408889634))
     return n, fma(n, f(-LN2_LOW), fma(n, f(-LN2_HIGH), x))
 
 
@@ -82,9 +95,9 @@ def _bounded(x: Expr, kind: str, limit: float) -> bool:
     return inside and (x.name == kind or _bounded(others[0], kind, limit))
 
 
-def exp(x: Expr) -> Expr:
+def exp(x: Expr, reduced: Reduction = _reduced) -> Expr:
     x = _clamped(x, -104.0, 89.0)
-    n, r = _reduced(x)
+    n, r = reduced(x)
     return scale(_exp_tail(r) + 1.0, n)
 
 
@@ -105,9 +118,9 @@ def scale_by_factors(x: Expr, n: Expr) -> Expr:
     return x * power_of_two(half) * power_of_two(whole - half)
 
 
-def expm1(x: Expr) -> Expr:
+def expm1(x: Expr, reduced: Reduction = _reduced) -> Expr:
     x = op("min", f(89.0), op("max", f(-18.0), x))
-    n, r = _reduced(x)
+    n, r = reduced(x)
     whole = cast(n, dt.i32)
     half = op("shr", whole, const(1, dt.i32))
     big, rest = power_of_two(half), power_of_two(whole - half)
@@ -127,17 +140,21 @@ def log(x: Expr) -> Expr:
     e = op("shr", shifted, const(23, dt.i32))
     mantissa = cast(bits - op("shl", e, const(23, dt.i32)), F, "bits")
     exponent = cast(e, F) - select(tiny, f(23.0), f(0.0))
-    t = mantissa - 1.0
+    result = _log_near_one(mantissa - 1.0, exponent)
+    result = select(op("eq", x, f(math.inf)), x, result)
+    result = select(op("eq", x, 0.0), f(-math.inf), result)
+    # Written so that NaN takes the last arm as well.
+    return select(op("ge", x, 0.0), result, f(math.nan))
+
+
+def _log_near_one(t: Expr, exponent: Expr) -> Expr:
+    """log(1 + t) + exponent * ln 2 for 1 + t in [sqrt(1/2), sqrt(2))."""
     p = horner(t, (0.3333331048488617, -0.24999986588954926, 0.20002226531505585,
                    -0.16669251024723053, 0.14218658208847046, -0.1238434836268425,
                    0.11872976273298264, -0.11789807677268982, 0.06915368139743805))
     square = t * t
     low = fma(p * t, square, fma(exponent, f(LN2_LOW), square * -0.5))
-    result = fma(exponent, f(LN2_HIGH), t + low)
-    result = select(op("eq", x, f(math.inf)), x, result)
-    result = select(op("eq", x, 0.0), f(-math.inf), result)
-    # Written so that NaN takes the last arm as well.
-    return select(op("ge", x, 0.0), result, f(math.nan))
+    return fma(exponent, f(LN2_HIGH), t + low)
 
 
 def log1p(x: Expr) -> Expr:
@@ -148,17 +165,23 @@ def log1p(x: Expr) -> Expr:
     return select(op("eq", u, 1.0), x, select(op("eq", u, 0.0), f(-math.inf), exact))
 
 
-def tanh(x: Expr) -> Expr:
+def _log1p_in_any_order(x: Expr) -> Expr:
+    """log1p without the rounding error of 1 + x, which a compiler may take for 0."""
+    near = op("and", op("gt", x, f(-0.29)), op("lt", x, f(0.41)))
+    return select(near, _log_near_one(x, f(0.0)), log(x + 1.0))
+
+
+def tanh(x: Expr, reduced: Reduction = _reduced) -> Expr:
     a = op("abs", x)
     square = x * x
     p = horner(square, (-0.3333328068256378, 0.13331425189971924, -0.05373761057853699,
                         0.020630402490496635, -0.005693510174751282))
     small = fma(a * square, p, a)
-    large = 1.0 - op("div", f(2.0), exp(a + a) + 1.0)
+    large = 1.0 - op("div", f(2.0), exp(a + a, reduced) + 1.0)
     return _with_sign(select(op("lt", a, f(0.625)), small, large), x)
 
 
-def erf(x: Expr) -> Expr:
+def erf(x: Expr, reduced: Reduction = _reduced) -> Expr:
     a = op("abs", x)
     square = x * x
     p = horner(square, (0.12837916612625122, -0.37612634897232056, 0.11283694207668304,
@@ -170,7 +193,7 @@ def erf(x: Expr) -> Expr:
     q = horner(t, (-0.00017468445003032684, 1.1295149326324463, 0.6333469152450562,
                    0.10828009247779846, -0.02511942759156227, 0.00417106319218874,
                    -0.00043446265044622123, 2.109505294356495e-05))
-    large = 1.0 - exp(op("neg", q))
+    large = 1.0 - exp(op("neg", q), reduced)
     return _with_sign(select(op("lt", a, f(0.925)), small, large), x)
 
 
@@ -181,4 +204,10 @@ def rsqrt(x: Expr) -> Expr:
 EXPANSIONS: dict[str, Callable[[Expr], Expr]] = {
     "exp": exp, "expm1": expm1, "log": log, "log1p": log1p, "tanh": tanh, "erf": erf,
     "rsqrt": rsqrt,
+}
+
+EXPANSIONS_IN_ANY_ORDER: dict[str, Callable[[Expr], Expr]] = {
+    **EXPANSIONS, "log1p": _log1p_in_any_order,
+    **{function.__name__: partial(function, reduced=_reduced_by_round)
+       for function in (exp, expm1, tanh, erf)},
 }

@@ -11,7 +11,7 @@ from ...ir import dtype as dt
 from ...ir.expr import Cast, Const, Expr, Op, broadcast, cast, const, op, rebuild, walk
 from ...ir.kernel.intrinsics import SCALE
 from ...ir.kernel.nodes import Block, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, While
-from .elementary import EXPANSIONS, scale_by_factors
+from .elementary import EXPANSIONS, EXPANSIONS_IN_ANY_ORDER, scale_by_factors
 
 SOFT_FLOATS = (dt.f16, dt.bf16, dt.f8e4m3fn, dt.f8e4m3fnuz, dt.f8e5m2, dt.f8e5m2fnuz, dt.f8e8m0,
                dt.f4e2m1)
@@ -21,10 +21,12 @@ SUB_BYTE = (dt.i2, dt.i4, dt.u2, dt.u4)
 @dataclass(frozen=True)
 class Capabilities:
     """What the target's language does by itself. `fma`: one-instruction fused multiply-add.
-    `scale`: numbers of lanes in which x * 2**n is one instruction."""
+    `scale`: numbers of lanes in which x * 2**n is one instruction. `any_order`: its compilers may
+    take (x + c) - c for x."""
 
     fma: bool = True
     scale: frozenset[int] = frozenset()
+    any_order: bool = False
 
 
 class Legaliser:
@@ -71,7 +73,8 @@ class Legaliser:
         return rebuild(x, args)
 
     def _op_f32(self, name: str, args: tuple[Expr, ...]) -> Expr:
-        expansion = EXPANSIONS.get(name)
+        table = EXPANSIONS_IN_ANY_ORDER if self.capabilities.any_order else EXPANSIONS
+        expansion = table.get(name)
         if expansion is not None:
             return self(expansion(args[0]))
         if name == "fma" and not self.capabilities.fma:
