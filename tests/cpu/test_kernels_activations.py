@@ -78,7 +78,8 @@ def test_errors_stay_within_what_is_documented(target: str):
 @pytest.mark.parametrize("target", VARIANTS)
 def test_special_values(target: str):
     """Signed zeros, infinities, the largest numbers, denormals and NaN with any payload."""
-    huge = np.array([3.4e38, -3.4e38, 1e20, -1e20, 90.0, -90.0, -104.0, -5.6, -1e-40, 1e-40], np.float32)
+    huge = np.array([3.4e38, -3.4e38, 1e20, -1e20, 90.0, -90.0, -104.0, -5.6, -1e-40, 1e-40],
+                    np.float32)
     payloads = np.array([0x7FC00001, 0x7F800123, 0xFFC0FFFF], np.uint32).view(np.float32)
     values = np.concatenate([SPECIAL, huge, payloads])
     cases = Cases(seed=31)
