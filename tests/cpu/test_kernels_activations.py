@@ -33,7 +33,7 @@ FUNCTIONS: dict[str, tuple[str, dict, Callable[[np.ndarray], np.ndarray]]] = {
     "gelu": ("gelu", {"approximate": "none"}, lambda x: x * ERFC(-x * math.sqrt(0.5)) / 2),
     "gelu_tanh": ("gelu", {"approximate": "tanh"}, gelu_tanh),
 }
-WITHIN = {"sigmoid": 3.0, "silu": 3.0}
+WITHIN = {"sigmoid": 3.5, "silu": 3.5}
 """Units in the last place, for every argument from -87 on."""
 NEAR = {"gelu": 2.5e-7, "gelu_tanh": 2.5e-7}
 """Distance over |x|, and for positive arguments no more than 4 units in the last place."""
