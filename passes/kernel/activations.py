@@ -2,8 +2,9 @@
 
 `composed` finds them in the expressions of a kernel. Taken as a whole they need neither what only
 other arguments of the elementary functions would (denormal powers, a relative error near zero)
-nor a second division. Errors, in units in the last place: sigmoid and SiLU 3.5 from -87 on, where
-exp(-x) is no larger than f32; either form of GELU 4 where x is positive, and elsewhere 2.5e-7 |x|.
+nor a second division. Errors, in units in the last place: sigmoid and SiLU 3.5 from -86 on, where
+exp(-x) is no larger than f32, and there softplus 3 and mish 5; either form of GELU 4 where x is
+positive, and elsewhere 2.5e-7 |x|.
 
 The coefficients are weighted minimax fits made for this file in double precision.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 from ...ir import dtype as dt
 from ...ir.expr import Broadcast, Const, Expr, Op, const, op
-from .elementary import f, horner, over_one_plus_exp
+from .elementary import exp_without_denormals, f, horner, over_one_plus_exp
 
 EXP = (1.0, 0.9999997019767761, 0.4999914765357971, 0.16667655110359192, 0.04189815744757652,
        0.00828906986862421)
@@ -34,6 +35,23 @@ def gelu(x: Expr) -> Expr:
     # Farther out the quotient grows with x, so that its limit leaves exactly 0 or 1.
     half = op("max", f(-0.5), op("min", f(0.5), op("div", x * p, q)))
     return x * (half + 0.5)
+
+
+def log1p_of_exp(x: Expr) -> Expr:
+    """log(1 + exp(-|x|)), of which softplus is made."""
+    y = exp_without_denormals(op("abs", x), -1.0)
+    # log(1 + y) / y on [0, 1], with a relative error of 5.3e-9.
+    return y * horner(y, (1.0, -0.4999993145465851, 0.33330464363098145, -0.24958020448684692,
+                          0.1969212144613266, -0.15344977378845215, 0.10661371052265167,
+                          -0.0574604868888855, 0.020088469609618187, -0.0032910797744989395))
+
+
+def mish(x: Expr) -> Expr:
+    """x tanh(log(1 + e)) = x w / (w + 2) for e = exp(x) and w = e (e + 2)."""
+    # From 20 on the quotient is 1.
+    e = exp_without_denormals(op("min", f(20.0), x))
+    w = e * (e + 2.0)
+    return x * op("div", w, w + 2.0)
 
 
 def composed(x: Op) -> Composition | None:
@@ -60,6 +78,28 @@ def _silu(x: Op) -> Composition | None:
         # Any other factor might go with a sigmoid that has more users.
         if v is y or (_is(v, "mul") and y in v.args):
             return found
+    return None
+
+
+def _softplus(x: Op) -> Composition | None:
+    """log(1 + exp(-|v|))."""
+    exponent = _operand(x.args[0], "exp")
+    size = None if exponent is None else _operand(exponent, "neg")
+    v = None if size is None else _operand(size, "abs")
+    return None if v is None else (log1p_of_exp, (v,))
+
+
+def _mish(x: Op) -> Composition | None:
+    """y tanh(max(y, 0) + log(1 + exp(-|y|)))."""
+    for y, factor in _orders(x):
+        total = _operand(factor, "tanh")
+        if total is None or not _is(total, "add"):
+            continue
+        for positive, rest in _orders(total):
+            found = _softplus(rest) if isinstance(rest, Op) and rest.name == "log1p" else None
+            if found and found[1] == (y,) and _is(positive, "max") and any(
+                    v is y and _is_number(zero, 0.0) for v, zero in _orders(positive)):
+                return mish, (y,)
     return None
 
 
@@ -102,6 +142,11 @@ def _times(x: Expr, number: float) -> Expr | None:
         if _is(x, "mul") else None
 
 
+def _operand(x: Expr, name: str) -> Expr | None:
+    """The operand of an operation of this name."""
+    return x.args[0] if _is(x, name) else None
+
+
 def _orders(x: Expr) -> Iterator[tuple[Expr, Expr]]:
     a, b = x.args
     yield a, b
@@ -118,5 +163,5 @@ def _is_number(x: Expr, number: float) -> bool:
 
 
 _RULES: dict[str, tuple[Callable[[Op], Composition | None], ...]] = {
-    "div": (_sigmoid,), "mul": (_silu, _gelu),
+    "div": (_sigmoid,), "mul": (_silu, _gelu, _mish), "log1p": (_softplus,),
 }

@@ -117,11 +117,16 @@ def exp(x: Expr) -> Expr:
 def exp_up_to_one(x: Expr) -> Expr:
     """exp(x) for x <= 0 with 0 in the place of denormal numbers, as softmax wants it: in a sum of
     numbers the greatest of which is 1 they do not count, and they take many times longer."""
-    if x.dtype is not F:
-        return op("exp", x)
+    return exp_without_denormals(x) if x.dtype is F else op("exp", x)
+
+
+def exp_without_denormals(x: Expr, multiple: float = 1.0) -> Expr:
+    """exp(multiple * x) for multiple * x <= 88 and a multiple of 1 or -1, with 0 in the place of
+    denormal numbers."""
     # At the limit n is -126, and 2**(n - 1) comes out as 0.
-    t, _, r = reduced(op("max", f(-87.33), x), bias=126)
-    return exp_polynomial(r, EXP, factor=2.0) * power_in(t)
+    x = op("max", f(-87.33), x) if multiple > 0 else op("min", f(87.33), x)
+    t, _, r = reduced(x, multiple, bias=126)
+    return exp_polynomial(r, EXP, multiple, 2.0) * power_in(t)
 
 
 def scale_by_factors(x: Expr, n: Expr) -> Expr:
