@@ -18,6 +18,7 @@ from .errors import ModelError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from .compression import Compression, Samples
     from .running import Runnable
     from .runtime import Module
     from .targets.base import Build
@@ -36,9 +37,12 @@ def compile(source: Any, target: str = "cpu", *,
             dims: Mapping[str, int] | None = None,
             fixed: Mapping[str, np.ndarray] | None = None,
             output: str | Path | None = None, threads: int | bool | None = None,
-            optimize: int = 2, exact: bool = False, passes: str | None = None,
-            states: Sequence[tuple[str, str]] = (), name: str = "model",
-            options: Mapping[str, str] | None = None, cache: bool = True,
+            optimize: int = 2, exact: bool = False, precision: str = "f32",
+            passes: str | None = None, states: Sequence[tuple[str, str]] = (),
+            name: str = "model", options: Mapping[str, str] | None = None,
+            quantize: str | None = None, group: int | None = None, method: str | None = None,
+            data: Samples | None = None, keep: Sequence[str] = (), cache: bool = True,
+            tune: bool = False, tune_seconds: float = 60.0, tuning: str | Path | None = None,
             progress: Progress | None = None) -> Module:
     """Compiles a model and loads it.
 
@@ -50,19 +54,32 @@ def compile(source: Any, target: str = "cpu", *,
     target: as listed by `smelt targets`. shapes: other shapes of inputs, by name; texts are named
     sizes. dims: numbers for named sizes. fixed: arrays of inputs that never change. threads: how
     many the model uses; False leaves all synchronisation out of it. optimize: 0 (quick to
-    compile) to 3. exact: no approximate algorithm. passes: graph passes in place of the target's
-    own. states: pairs (output, input) that the model keeps between runs. name: prefix of the C
-    names. options: what the target alone knows. progress: called with (what, steps done, steps in
-    all).
+    compile) to 3. exact: no approximate algorithm. precision: "f32", or "bf16": products of
+    f32 matrices and convolutions with constant weights round their operands to bf16, sums and all
+    else stay f32. passes: graph passes in place of the target's own. states: pairs (output, input)
+    that the model keeps between runs. name: prefix of the C names. options: what the target alone
+    knows. quantize: a scheme for weights, such as "w4"; group: how many of them share a scale;
+    method: "rtn", "gptq", "awq" or "descent"; data: samples of inputs, a folder of npz files or
+    mappings from names to arrays; keep: patterns of names of layers that stay at 8 bits. tune:
+    measure the plans of kernels on this machine, for about `tune_seconds`; what was measured
+    before, for any model, is used again. tuning: a file of records of such measurements, to be
+    used, and with `tune` to be written. progress: called with (what, steps done, steps in all).
 
-    Raises ModelError, TargetError, UsageError or OutputError.
+    Raises ModelError, TargetError, UsageError, OutputError, or InputError for bad samples.
     """
     from .runtime import load as load_artifact
 
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed,
                       threads=threads is not False and threads != 0, optimize=optimize,
-                      exact=exact, passes=passes, states=tuple(states), name=name,
-                      extra=options)
+                      exact=exact, precision=precision, passes=passes, states=tuple(states),
+                      name=name, extra=options,
+                      compression=compression_of(quantize, group, method, data, keep))
+    if tune or tuning is not None:
+        from .tuning import with_records
+
+        request, _ = with_records(request, tune=tune, seconds=tune_seconds,
+                                  file=None if tuning is None else Path(tuning),
+                                  progress=progress or _silent)
     count = None if threads is None or isinstance(threads, bool) else threads or None
     if output is not None:
         result = compile_into(request, Path(output), cache=cache, progress=progress)
@@ -88,18 +105,33 @@ def build(source: Any, target: str = "cpu", *,
           shapes: Mapping[str, Sequence[int | str]] | None = None,
           dims: Mapping[str, int] | None = None,
           fixed: Mapping[str, np.ndarray] | None = None, threads: bool = True,
-          optimize: int = 2, exact: bool = False, passes: str | None = None,
-          states: Sequence[tuple[str, str]] = (), name: str = "model",
-          options: Mapping[str, str] | None = None,
-          progress: Progress | None = None) -> Build:
+          optimize: int = 2, exact: bool = False, precision: str = "f32",
+          passes: str | None = None, states: Sequence[tuple[str, str]] = (), name: str = "model",
+          options: Mapping[str, str] | None = None, quantize: str | None = None,
+          group: int | None = None, method: str | None = None, data: Samples | None = None,
+          keep: Sequence[str] = (), progress: Progress | None = None) -> Build:
     """Compiles a model without packing it: the program, the graph and the reports stay at hand.
 
     Parameters and errors as of `compile`.
     """
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed, threads=threads,
-                      optimize=optimize, exact=exact, passes=passes, states=tuple(states),
-                      name=name, extra=options)
+                      optimize=optimize, exact=exact, precision=precision, passes=passes,
+                      states=tuple(states), name=name, extra=options,
+                      compression=compression_of(quantize, group, method, data, keep))
     return request.build(progress)
+
+
+def compression_of(scheme: str | None, group: int | None, method: str | None,
+                 data: Samples | None, keep: Sequence[str]) -> Compression | None:
+    """How to quantise; None when that is not asked for."""
+    if scheme is None:
+        if group is not None or method is not None or data is not None or keep:
+            raise UsageError("group, method, data and keep are options of quantisation: say what "
+                             "to quantise to, such as w4")
+        return None
+    from .compression import Compression
+
+    return Compression(scheme, group, method, data, tuple(keep))
 
 
 def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,
@@ -107,23 +139,26 @@ def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,
            rtol: float | None = None, bisect: bool = False,
            shapes: Mapping[str, Sequence[int | str]] | None = None,
            dims: Mapping[str, int] | None = None, optimize: int = 2, exact: bool = False,
-           passes: str | None = None, threads: int | None = None, seed: int = 0,
-           progress: Progress = _silent) -> dict[str, Any]:
+           precision: str = "f32", passes: str | None = None, threads: int | None = None,
+           seed: int = 0, progress: Progress = _silent) -> dict[str, Any]:
     """Compares a compiled model with a reference, output by output.
 
     against: "ort", "interpreter" or "data" (outputs in the npz given as input); None is ONNX
     Runtime where it is installed. artifact: a compiled model in place of compiling `source`; every
     byte of it is checked first.
-    rtol: largest error allowed, relative to the reference's largest value; None goes by type.
+    rtol: largest error allowed, relative to the reference's largest value; None goes by type, and
+    by `precision`.
     bisect: also find the first kernel that differs. Returns what `smelt verify --json` prints:
     "passed", "against", "outputs" with the errors of each, and "bisect".
     """
     from .bisection import find
     from .running import open_artifact_at, open_runnable
-    from .verification import compare_all, reference_named
+    from .verification import TOLERANCE, compare_all, reference_named
 
     request = Request(source, target, shapes=shapes, dims=None if artifact else dims,
-                      optimize=optimize, exact=exact, passes=passes)
+                      optimize=optimize, exact=exact, precision=precision, passes=passes)
+    if rtol is None and precision != "f32":
+        rtol = TOLERANCE[precision]
     if artifact is not None:
         ready = open_artifact_at(Path(artifact), threads, verify=True)
     else:
@@ -154,13 +189,14 @@ def bench(source: str | Path, inputs: Inputs = None, target: str = "cpu", *,
           against: Sequence[str] | None = None, model: str | Path | None = None,
           shapes: Mapping[str, Sequence[int | str]] | None = None,
           dims: Mapping[str, int] | None = None, threads: int = 1, seconds: float = 2.0,
-          optimize: int = 2, profile: bool = False, seed: int = 0,
-          progress: Progress = _silent) -> dict[str, Any]:
+          optimize: int = 2, precision: str = "f32", profile: bool = False, seed: int = 0,
+          tuning: str | Path | None = None, progress: Progress = _silent) -> dict[str, Any]:
     """Times a model next to other engines, each in a process of its own, in turns.
 
     source: the path of a model or a compiled model. against: names of engines ("ort",
     "openvino", "torch"); None is ONNX Runtime where it is installed. model: what the others run,
-    when `source` is compiled. profile: time every kernel too. Returns what `smelt bench --json`
+    when `source` is compiled. profile: time every kernel too. tuning: a file of records of measured
+    plans, as of `compile`. Returns what `smelt bench --json`
     prints: "engines" with seconds per run, "ratios" to the first, "machine", "kernels".
     """
     from importlib.util import find_spec
@@ -168,10 +204,13 @@ def bench(source: str | Path, inputs: Inputs = None, target: str = "cpu", *,
     from . import measure
     from .kernel_times import profile_kernels
     from .running import is_artifact, open_runnable
+    from .tuning import read_records
     from .verification import compare_all
 
     source, compiled = Path(source), is_artifact(Path(source))
-    request = Request(source, target, shapes=shapes, dims=dims, optimize=optimize)
+    request = Request(source, target, shapes=shapes, dims=dims, optimize=optimize,
+                      precision=precision,
+                      records=None if tuning is None else read_records(Path(tuning)))
     given = (Path(model) if model else None) if compiled else source
     others = list(against) if against is not None else (
         ["ort"] if find_spec("onnxruntime") and given else [])
@@ -208,7 +247,8 @@ def bench(source: str | Path, inputs: Inputs = None, target: str = "cpu", *,
 def inspect(source: Any, target: str | None = None, *,
             shapes: Mapping[str, Sequence[int | str]] | None = None,
             dims: Mapping[str, int] | None = None, profile: bool = False,
-            passes: str | None = None, progress: Progress = _silent) -> dict[str, Any]:
+            precision: str = "f32", passes: str | None = None,
+            progress: Progress = _silent) -> dict[str, Any]:
     """What is inside a model, or a compiled model.
 
     Of a model: signature, operators, parameters; with a `target` it is compiled, and what came of
@@ -229,7 +269,8 @@ def inspect(source: Any, target: str | None = None, *,
         raw = read_report(Path(source))
         check_sizes(dims, raw["sizes"])
         return {**at_sizes(raw, dims), "open_sizes": open_sizes(raw, dims)}
-    request = Request(source, target or "cpu", shapes=shapes, dims=dims, passes=passes)
+    request = Request(source, target or "cpu", shapes=shapes, dims=dims, precision=precision,
+                      passes=passes)
     result = describe_model(request.graph(), request.label)
     if target is None and not profile:
         return result

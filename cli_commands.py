@@ -24,6 +24,7 @@ from .options import (
     Json,
     Model,
     Optimize,
+    Precision,
     Seed,
     Shapes,
     Target,
@@ -67,29 +68,57 @@ def compile(
                                           "has no locks and no atomics either.")] = True,
     optimize: Optimize = 2,
     exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
+    precision: Precision = "f32",
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own, such as fold,cse,dce.")] = None,
     name: Annotated[str, typer.Option("--name", help="Prefix of the C names.")] = "model",
     option: Annotated[list[str] | None, typer.Option(
         "--option", metavar="KEY=VALUE", help="An option of the target alone, such as "
         "weights=blob of cpu:generic.")] = None,
+    quantize: Annotated[str | None, typer.Option("--quantize", metavar="SCHEME", help="Weights of "
+                                                 "fewer bits: w8, w4, w3, w2 or ternary; with a8 "
+                                                 "behind, activations of 8 bits too.")] = None,
+    group: Annotated[int | None, typer.Option("--group", help="Weights that share a scale; 0 for "
+                                              "whole columns.")] = None,
+    method: Annotated[str | None, typer.Option(
+        "--method", metavar="rtn|gptq|awq|descent", help="How weights are rounded; gptq by default "
+        "where there is data, else rtn.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Samples of the "
+                                              "inputs, one npz file each.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(
+        "--keep", metavar="PATTERN", help="Layers that stay at 8 bits: a part of their names, with "
+        "* and ? for any letters.")] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache",
                                         help="Whether to look in the cache first.")] = True,
+    tune: Annotated[bool, typer.Option("--tune", help="Measure on this machine which plans of "
+                                       "kernels are quickest; results are kept.")] = False,
+    tune_seconds: Annotated[float, typer.Option(
+        "--tune-seconds", min=0, help="How long --tune may measure.")] = 60.0,
+    tuning: Annotated[Path | None, typer.Option(
+        "--tuning", metavar="FILE", help="Records of measured plans to use; with --tune the file "
+        "is written.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compile a model into a folder (or .zip) with everything that is needed to run it."""
-    from .compilation import Request, compile_into
+    from .api import compression_of
+    from .compilation import Request, check_writable, compile_into
     from .inspect_model import read_report, with_model_names
     from .signature import parse_dims, parse_shapes, parse_states
+    from .tuning import with_records
 
     screen = Screen(json)
     output = output or Path(model.name).with_suffix(".smelt")
     request = Request(model, target, shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
                       fixed=_fixed(fixed or ()), threads=threads, optimize=optimize, exact=exact,
-                      passes=passes, states=parse_states(state or ()), name=name,
-                      extra=_options(option or ()))
+                      precision=precision, passes=passes, states=parse_states(state or ()),
+                      name=name, extra=_options(option or ()),
+                      compression=compression_of(quantize, group, method, data, keep or ()))
+    if tuning is not None and tune:
+        check_writable(tuning)
     with screen.progress() as progress:
+        request, tuned = with_records(request, tune=tune, seconds=tune_seconds, file=tuning,
+                                      progress=progress)
         done = compile_into(request, output, cache=cache, progress=progress)
     if done.note:
         screen.note(printable(done.note, 400))
@@ -98,14 +127,53 @@ def compile(
     facts = _size_facts(output, report)
     how = "from the cache, " if done.cached else ""
     screen.say(f"wrote {printable(output, 400)} for {target} ({how}{duration(done.seconds)})")
+    if tuned is not None:
+        screen.say(printable(tuned.sentence, 600))
+    if "tuning" in report:
+        screen.say(_applied(report["tuning"]))
     screen.table(("", "bytes"), [(k, v) for k, v in (
         ("weights", facts["weights"]), ("code", facts.get("code")),
         ("arena", facts.get("arena")), ("stack", facts.get("stack")),
         ("flash", facts.get("flash")), ("RAM", facts.get("ram")),
         ("all files", facts["bytes"])) if v is not None], right=[1])
+    compressed = report.get("compression")
+    if compressed is not None:
+        _show_layers(screen, compressed)
+        facts["compression"] = compressed
     screen.result({"artifact": str(output), "target": target, "seconds": done.seconds,
                    "note": done.note, "cached": done.cached, "inputs": report["inputs"],
-                   "outputs": report["outputs"], **facts})
+                   "outputs": report["outputs"], **facts,
+                   **({} if tuned is None else {"tuned": tuned.as_dict()}),
+                   **({"tuning": report["tuning"]} if "tuning" in report else {})})
+
+
+def _applied(facts: dict[str, int]) -> str:
+    """How far records of measured plans could be used."""
+    unknown = facts["unknown"]
+    return f"{facts['applied']} decisions come from tuning records" + (
+        f", {unknown} records name a plan that this smelt does not have: tune again"
+        if unknown else "")
+
+
+MOST_LAYERS = 24
+"""Rows of the table of layers; of more, those with the largest errors."""
+
+
+def _show_layers(screen: Screen, compressed: dict[str, Any]) -> None:
+    layers, by = compressed["layers"], "weight_error"
+    if any(layer["output_error"] is not None for layer in layers):
+        by = "output_error"
+    shown = sorted(layers, key=lambda x: x[by] or 0, reverse=True)[:MOST_LAYERS]
+    kept = set(map(id, shown))
+    rows = [(x["name"], "x".join(map(str, x["shape"])), x["dense"], x["encoded"],
+             f"{x['weight_error']:.4f}",
+             "" if x["output_error"] is None else f"{x['output_error']:.4f}")
+            for x in layers if id(x) in kept]
+    rows.append(("all" if len(rows) == len(layers) else f"all {len(layers)}", "",
+                 compressed["dense"], compressed["encoded"], "", ""))
+    screen.table(("layer", "weights", "bytes", "quantised", "error", "of its results"), rows,
+                 title=f"{compressed['scheme']} by {compressed['method']}: "
+                       f"{compressed['encoding']}", right=[2, 3, 4, 5])
 
 
 def _size_facts(output: Path, report: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +225,7 @@ def run(
     random: Annotated[bool, typer.Option("--random", help="Random values for inputs that are not "
                                          "given.")] = False,
     target: Target = "cpu",
+    precision: Precision = "f32",
     shape: Shapes = None,
     dim: Dims = None,
     scale: Annotated[float | None, typer.Option("--scale", help="Pictures: factor of the pixels "
@@ -186,7 +255,8 @@ def run(
                              f"must end in .npz")
         check_writable(output)
     sizes = parse_dims(dim or ())
-    request = Request(model, target, shapes=parse_shapes(shape or ()), dims=sizes)
+    request = Request(model, target, shapes=parse_shapes(shape or ()), dims=sizes,
+                      precision=precision)
     with screen.progress() as progress:
         ready = open_runnable(model, request, threads, progress)
     arrays = data.read_inputs([*(files or ()), *(input or ())], ready.inputs, how)

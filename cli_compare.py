@@ -16,6 +16,7 @@ from .options import (
     Json,
     Model,
     Optimize,
+    Precision,
     Seed,
     Shapes,
     Sort,
@@ -44,6 +45,7 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", min=0.05, help="Of measuring, for each "
                                            "engine.")] = 2.0,
     optimize: Optimize = 2,
+    precision: Precision = "f32",
     profile: Annotated[bool, typer.Option("--profile", help="Time every kernel as well, next to "
                                           "what this machine can do.")] = False,
     sort: Sort = "time",
@@ -53,6 +55,9 @@ def bench(
     kernels: Annotated[bool, typer.Option("--kernels", help="Instead of the model, time its "
                                           "dearest kernels, next to TVM's code for them.")] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="How many of them.")] = 5,
+    tuning: Annotated[Path | None, typer.Option(
+        "--tuning", metavar="FILE", help="Use these records of measured plans (smelt compile "
+        "--tune); with --kernels next to the usual plans.")] = None,
     seed: Seed = 0,
     json: Json = False,
     debug: Debug = False,
@@ -62,6 +67,7 @@ def bench(
     from .compilation import Request, check_writable
     from .measure import NAMES, parse_against
     from .signature import parse_dims, parse_shapes
+    from .tuning import read_records
 
     screen = Screen(json)
     _check_sort(sort)
@@ -73,16 +79,19 @@ def bench(
         if profile or against is not None or threads > 1 or source is not None:
             raise UsageError("--kernels compares kernels with TVM's, on one thread: leave out "
                              "--profile, --against, --model and --threads")
+        records = None if tuning is None else read_records(tuning)
         _compare_kernels(screen, Request(model, target, shapes=parse_shapes(shape or ()),
-                                         dims=parse_dims(dim or ()), optimize=optimize),
+                                         dims=parse_dims(dim or ()), optimize=optimize,
+                                         precision=precision, records=records),
                          input, top, seconds, seed)
         return
     others = None if against is None else parse_against(against)
     with screen.progress() as progress:
         result = measured(model, input, target, against=others, model=source,
                           shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
-                          threads=threads, seconds=seconds, optimize=optimize, profile=profile,
-                          seed=seed, progress=progress)
+                          threads=threads, seconds=seconds, optimize=optimize,
+                          precision=precision, profile=profile, seed=seed, tuning=tuning,
+                          progress=progress)
     screen.say(f"{result['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}; inputs "
                + ", ".join(f"{printable(n, 30)} {_shape(a)}" for n, a in result["inputs"].items()))
     ratios, apart = result["ratios"], result["differences"]
@@ -112,7 +121,7 @@ def bench(
 def _compare_kernels(screen: Screen, request: Any, given: list[str] | None, top: int,
                      seconds: float, seed: int) -> None:
     """`smelt bench --kernels`."""
-    from .kernel_peers import compare_kernels
+    from .kernel_peers import WAYS, compare_kernels
     from .running import is_artifact
 
     if is_artifact(request.source):
@@ -120,12 +129,14 @@ def _compare_kernels(screen: Screen, request: Any, given: list[str] | None, top:
     with screen.progress() as progress:
         found = compare_kernels(request, given, top=top, seconds=seconds, seed=seed,
                                 progress=progress)
-    ways = ("smelt", "scheduled", "plain")
-    screen.table(("kernel", "share", "smelt", "our schedule, TVM", "no schedule, TVM", "from"), [
+    heads = {"smelt": "smelt", "tuned": "tuned", "scheduled": "our schedule, TVM",
+             "plain": "no schedule, TVM"}
+    ways = [w for w in WAYS if w != "tuned" or request.records is not None]
+    screen.table(("kernel", "share", *(heads[w] for w in ways), "from"), [
         (k["name"] + (f" +{k['kernels'] - 1}" if k["kernels"] > 1 else ""), f"{k['share']:.1%}",
          *("" if k[w] is None else duration(k[w]) + (
              f" {k[w] / k['smelt']:.2f}x" if w != "smelt" else "") for w in ways),
-         printable(k["origin"], 70)) for k in found], right=(1, 2, 3, 4))
+         printable(k["origin"], 70)) for k in found], right=range(1, 2 + len(ways)))
     for k in found:
         for way, why in k["notes"].items():
             screen.note(f"{k['name']}, {way}: {printable(why, 300)}")
@@ -201,6 +212,7 @@ def verify(
     dim: Dims = None,
     optimize: Optimize = 2,
     exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
+    precision: Precision = "f32",
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own.")] = None,
     threads: Threads = None,
@@ -224,7 +236,8 @@ def verify(
         result = verified(model, files or None, target, against=against, artifact=artifact,
                           rtol=rtol, bisect=bisect, shapes=parse_shapes(shape or ()),
                           dims=parse_dims(dim or ()), optimize=optimize, exact=exact,
-                          passes=passes, threads=threads, seed=seed, progress=progress)
+                          precision=precision, passes=passes, threads=threads, seed=seed,
+                          progress=progress)
     outputs, name = result["outputs"], result["against"]
     screen.table(("output", "type", "shape", "max abs", "max rel", "cosine", "equal", ""), [
         (d["name"], d["dtype"], _shape(d), f"{d['absolute']:.2e}", f"{d['relative']:.2e}",
@@ -256,6 +269,7 @@ def inspect(
     dim: Dims = None,
     profile: Annotated[bool, typer.Option("--profile", help="Run the model and show each kernel's "
                                           "share of the time, and its limit here.")] = False,
+    precision: Precision = "f32",
     sort: Sort = "time",
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own.")] = None,
@@ -276,7 +290,8 @@ def inspect(
         target = target or "cpu"
     with screen.progress() as progress:
         result = inspected(model, target, shapes=parse_shapes(shape or ()), dims=dims,
-                           profile=profile, passes=passes, progress=progress)
+                           profile=profile, precision=precision, passes=passes,
+                           progress=progress)
     _show_signature(screen, result)
     if "operators" in result:
         _show_operators(screen, result)

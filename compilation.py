@@ -29,14 +29,18 @@ from .errors import ArtifactError, ModelError, OutputError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+    from .compression import Compression
     from .ir.graph.core import Graph
     from .targets.base import Build
+    from .targets.records import Records
 
 Progress = Callable[[str, int, int], None]
 Used = TypeVar("Used")
 Packed = tuple[dict[str, Any], dict[str, bytes | Path]]
 """A manifest and files by name."""
 
+PRECISIONS = ("f32", "bf16")
+"""What contractions of f32 may take; sums are f32 in both."""
 REPORT = "report.json"
 """The artifact's file with what `smelt inspect` shows."""
 CACHE_LIMIT = 4_000_000_000
@@ -67,7 +71,8 @@ class CacheError(OutputError):
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What to compile and how; parameters as of `smelt.compile`."""
+    """What to compile and how; parameters as of `smelt.compile`, and `records` of measured plans.
+    """
 
     source: Any
     target: str = "cpu"
@@ -77,14 +82,19 @@ class Request:
     threads: bool = True
     optimize: int = 2
     exact: bool = False
+    precision: str = "f32"
     passes: str | None = None
     states: tuple[tuple[str, str], ...] = ()
     name: str = "model"
     extra: Mapping[str, str] | None = None
+    compression: Compression | None = None
+    records: Records | None = None
 
     def __post_init__(self) -> None:
         if self.optimize not in (0, 1, 2, 3):
             raise UsageError(f"optimize is {self.optimize!r}: use 0, 1, 2 or 3")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision is {self.precision!r}: use {' or '.join(PRECISIONS)}")
         if not (self.name.isascii() and self.name.isidentifier()):
             raise UsageError(f"name is {self.name!r}: use letters, digits and _, for C names "
                              f"begin with it")
@@ -110,10 +120,12 @@ class Request:
 
     def options(self) -> Any:
         from .targets.base import BuildOptions
+        from .targets.records import NO_RECORDS
 
         return BuildOptions(name=self.name, optimize=self.optimize, exact=self.exact,
-                            threads=self.threads, passes=self.passes, states=self.states,
-                            extra=dict(self.extra or {}))
+                            precision=self.precision, threads=self.threads,
+                            passes=self.passes, states=self.states,
+                            records=self.records or NO_RECORDS, extra=dict(self.extra or {}))
 
     def build(self, progress: Progress | None = None) -> Build:
         """Imports and compiles. Raises ModelError, TargetError or UsageError."""
@@ -124,9 +136,12 @@ class Request:
         progress("reading the model", 0, 1)
         graph = self.graph()
         self._check_states(graph)
+        compressed = self.compression.apply(graph, progress) if self.compression else None
         with object_cache.in_use():
             built = target.build(graph, self.options(), progress)
         object_cache.prune()
+        if compressed is not None:
+            built.reports["compression"] = compressed
         return built
 
     def _check_states(self, graph: Graph) -> None:
@@ -159,9 +174,13 @@ class Request:
         add(_toolchain_version(), self.target)
         if ":" not in self.target or "native" in self.target:
             add(_machine())
-        add(self.threads, self.optimize, self.exact, self.passes, self.states, self.name)
+        add(self.threads, self.optimize, self.exact, self.precision, self.passes, self.states,
+            self.name)
+        add(self.records.digest() if self.records else "")
         add(sorted((k, tuple(v)) for k, v in (self.shapes or {}).items()))
         add(sorted((self.dims or {}).items()), sorted((self.extra or {}).items()))
+        if self.compression is not None:
+            add(self.compression.key())
         for name, array in sorted((self.fixed or {}).items()):
             import numpy as np
 

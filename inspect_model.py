@@ -48,6 +48,10 @@ def describe_build(build: Build, name: str, target: str) -> dict[str, Any]:
     sizes = build.reports.get("sizes") or {}
     report.update({k: sizes[k] for k in ("code", "flash", "stack", "ram")
                    if isinstance(sizes.get(k), int)})
+    if "tuning" in build.reports:
+        report["tuning"] = build.reports["tuning"]
+    if "compression" in build.reports:
+        report["compression"] = build.reports["compression"]
     report.update(_describe_graph(build.graph, kernels))
     for node in report["nodes"]:
         if node.get("kernel") is not None:

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from .compilation import Request
 from .data import read_inputs
 from .errors import SmeltError, UsageError
 from .ir.expr import evaluate
-from .ir.graph.core import Graph, Node, Value
+from .ir.graph.core import Graph, Node
 from .ir.program import Launch, Program
 from .kernel_times import profile_kernels
 from .running import open_runnable
 from .signature import random_inputs
+from .targets.cpu.trial import alone, inputs_of, random_contents
+from .targets.records import NO_RECORDS, Records
 
 Progress = Callable[[str, int, int], None]
 Rounds = Callable[[], float]
 """Runs for some time; gives the seconds of one run."""
 
+WAYS = ("smelt", "tuned", "scheduled", "plain")
+"""What is timed, as `compare_kernels` says."""
 ROUNDS = 7
 ROUND_SECONDS = 0.05
 
@@ -39,6 +44,7 @@ def compare_kernels(request: Request, files: Sequence[str] | None = None, *, top
 
     Each has "name" (of its first kernel), "origin", "kernels" (how many), "share" of the model's
     time, and the seconds of one run, medians of rounds in turns: "smelt", our schedule in C;
+    "tuned", the same with the request's records of measured plans (None without records);
     "scheduled", our schedule compiled by TVM; "plain", the operators as loops without a schedule,
     compiled by TVM. What TVM did not do is None, and "notes" says why. Raises UsageError for a
     model with open sizes or another target than one cpu variant, TargetError without TVM.
@@ -52,11 +58,12 @@ def compare_kernels(request: Request, files: Sequence[str] | None = None, *, top
         raise UsageError(f"--kernels compares kernels of one cpu variant, not of "
                          f"{request.target!r}")
     one_thread()
-    build = request.build(progress)
+    usual = replace(request, records=None)
+    build = usual.build(progress)
     if build.graph.symbols:
         raise UsageError("kernels are compared at one size: give --dim for " + ", ".join(
             build.graph.symbols_origin.get(s) or s for s in build.graph.symbols))
-    timed = profile_kernels(request, _inputs(request, files or (), seed, progress),
+    timed = profile_kernels(usual, _inputs(usual, files or (), seed, progress),
                             seconds=seconds, progress=progress)
     dear = _dearest(build.graph, target, request.exact,
                     {k["name"]: k["share"] for k in timed})[:top]
@@ -102,33 +109,16 @@ def _dearest(graph: Graph, target: Any, exact: bool,
     return sorted(found, key=lambda x: -x[2])
 
 
-def alone(node: Node) -> Graph:
-    """A graph of a copy of one node; constants stay constants."""
-    from .ir.graph.clone import clone_node
-
-    graph, mapping = Graph("group"), {}
-    for k, value in enumerate(node.dependencies()):
-        if value not in mapping:
-            mapping[value] = _outside(graph, value, f"x{k}")
-    graph.outputs = list(clone_node(node, graph, mapping).outputs)
-    return graph
-
-
-def _outside(graph: Graph, value: Value, name: str) -> Value:
-    if value.constant is not None:
-        return graph.constant(value.constant)
-    twin = graph.add_input(name, value.type)
-    twin.content = value.content
-    return twin
-
-
 def _compared(node: Node, target: Any, request: Request) -> dict[str, Any]:
     """Seconds of one group by each."""
     from .codegen.tensorir import Inexpressible
 
     with tempfile.TemporaryDirectory(prefix="smelt-kernels-") as folder:
-        ours, scheduled = _native(node, target, request, Path(folder))
+        ours, scheduled = _native(node, target, request, NO_RECORDS, Path(folder) / "usual")
         runs: dict[str, Rounds] = {"smelt": ours}
+        if request.records is not None:
+            runs["tuned"], _ = _native(node, target, request, request.records,
+                                       Path(folder) / "tuned")
         notes: dict[str, str] = {}
         for name, make in (("scheduled", lambda: scheduled), ("plain", lambda: _plain(node))):
             try:
@@ -140,23 +130,24 @@ def _compared(node: Node, target: Any, request: Request) -> dict[str, Any]:
             for name, run in runs.items():
                 rounds[name].append(run())
     medians = {name: statistics.median(values) for name, values in rounds.items()}
-    return {**{name: medians.get(name) for name in ("smelt", "scheduled", "plain")},
-            "notes": notes}
+    return {**{name: medians.get(name) for name in WAYS}, "notes": notes}
 
 
-def _native(node: Node, target: Any, request: Request, folder: Path) -> tuple[Rounds, Program]:
+def _native(node: Node, target: Any, request: Request, records: Records,
+            folder: Path) -> tuple[Rounds, Program]:
     """The group as a compiled model that counts its kernels' time, and its program."""
     from .runtime import load
     from .runtime.artifact import write_artifact
     from .targets.base import BuildOptions
 
     options = BuildOptions(name="group", optimize=request.optimize, exact=request.exact,
-                           passes="dce", extra={"profile": "true"})
+                           precision=request.precision, passes="dce", records=records,
+                           extra={"profile": "true"})
     build = target.build(alone(node), options)
+    folder.mkdir()
     path = write_artifact(folder / "group.smelt", build.manifest, build.files)
     module = load(path, threads=1)
-    arrays = [_contents(s.type.dtype.numpy, [evaluate(d, {}) for d in s.type.shape])
-              for s in build.program.inputs]
+    arrays = inputs_of(build.program)
     count = len(build.program.kernels())
     counters = (ctypes.c_double * count).in_dll(module._library.c, "smelt_seconds")
     module(*arrays)
@@ -197,15 +188,8 @@ def _by_tvm(program: Program) -> Rounds:
         sizes = {v.name: evaluate(e, {}) for v, e in zip(step.kernel.sizes, step.sizes,
                                                          strict=True)}
         buffers = [np.asarray(s.root().array, p.dtype.numpy) if s.root().array is not None else
-                   _contents(p.dtype.numpy, [evaluate(d, sizes) for d in p.shape])
+                   random_contents(p.dtype.numpy, [evaluate(d, sizes) for d in p.shape])
                    for s, p in zip(step.args, step.kernel.params, strict=True)]
         timers.append(timer(build(step.kernel, threads=False), buffers, sizes,
                             ROUND_SECONDS / 2))
     return lambda: sum(t() for t in timers)
-
-
-def _contents(kind: np.dtype, shape: list[int]) -> np.ndarray:
-    """Random floats; zeros for integers, which may be indices."""
-    if np.issubdtype(kind, np.floating):
-        return np.random.default_rng(0).standard_normal(shape).astype(kind)
-    return np.zeros(shape, kind)

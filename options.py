@@ -24,6 +24,9 @@ Inputs = Annotated[list[str] | None, typer.Option(
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to run on.")]
 Optimize = Annotated[int, typer.Option("--optimize", "-O", min=0, max=3,
                                        help="The C compiler's level.")]
+Precision = Annotated[str, typer.Option(
+    "--precision", metavar="f32|bf16", help="What products of f32 matrices and convolutions with "
+    "constant weights take; sums stay f32.")]
 Sort = Annotated[str, typer.Option(
     "--sort", metavar="time|lost|program", help="What profiled kernels are sorted by: their time, "
     "the time above their limit, or the order they run in.")]

@@ -1,6 +1,7 @@
 """f32 matrix products beside the machine's peak.
 
-    python bench/products.py [--sizes 768,197x384x1536] [--against ort,openvino] [--json out.json]
+    python bench/products.py [--sizes 768,197x384x1536] [--against ort,openvino] [--precision bf16]
+                            [--json out.json]
 
 The clock of a processor sinks with the load of its vector units and with that of its neighbours.
 So every run of a product is paired with as many multiply-adds in registers right before it, in the
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import onnx
 import typer
-from engines import ENGINES
+from engines import ENGINES, PRECISIONS
 from onnx import TensorProto, helper, numpy_helper
 from rich.progress import track
 from suite_report import table
@@ -35,8 +36,7 @@ from smelt.roofline import peak_work
 PEERS = ("ort", "openvino", "openvino-bf16", "tvm", "iree")
 TURNS = 6
 WARM_UP = 3
-TOLERANCE = {"openvino-bf16": 2e-2}
-EXACT = 1e-5
+TOLERANCE = {"f32": 1e-5, "bf16": 2e-2}
 """Largest error over the largest value of a product."""
 
 
@@ -103,7 +103,7 @@ def markdown(report: dict[str, Any]) -> str:
                       *table(("product", *(NAMES[e] for e in engines)), rows)])
 
 
-def turn(engine: str, model: Path, path: str, seconds: float, folder: str,
+def turn(engine: str, model: Path, path: str, seconds: float, folder: str, tolerance: float,
          ) -> tuple[list[tuple[float, float]], str]:
     """Pairs of one process, and why there are none."""
     run = subprocess.run(
@@ -112,27 +112,30 @@ def turn(engine: str, model: Path, path: str, seconds: float, folder: str,
     if run.returncode:
         return [], (run.stderr.splitlines() or ["it failed"])[-1][:90]
     answer = json.loads(run.stdout.splitlines()[-1])
-    if not answer["error"] <= TOLERANCE.get(engine, EXACT):
+    if not answer["error"] <= tolerance:
         return [], f"off by {answer['error']:.0e}"
     return answer["pairs"], ""
 
 
 def measured(sizes: list[tuple[int, int, int]], engines: list[str], seconds: float,
-             ) -> dict[str, Any]:
+             precision: str) -> dict[str, Any]:
     """All engines on all products, turn by turn."""
     products: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="smelt-bench-") as name:
         for m, k, n in sizes:
             model = product_model(m, k, n, Path(name))
             paths = dict.fromkeys(engines, str(model))
-            paths["smelt"] = str(compile_to_cache(Request(model)).path)
+            paths["smelt"] = str(compile_to_cache(
+                Request(model, precision=precision)).path)
             taken: dict[str, list[tuple[float, float]]] = {e: [] for e in engines}
             row = products[f"{m} x {k} x {n}"] = {}
             for _ in track(range(TURNS), f"{m} x {k} x {n}", transient=True):
                 for engine in engines:
                     if engine in row:
                         continue
-                    found, why = turn(engine, model, paths[engine], seconds / TURNS, name)
+                    kind = precision if engine == "smelt" else PRECISIONS.get(engine, "f32")
+                    found, why = turn(engine, model, paths[engine], seconds / TURNS, name,
+                                      TOLERANCE[kind])
                     taken[engine] += found
                     if why:
                         row[engine] = {"failed": why}
@@ -146,6 +149,7 @@ def main(
     = "256,512,768,1024",
     against: Annotated[str, typer.Option(help="Of " + ", ".join(PEERS))] = "ort,openvino",
     seconds: Annotated[float, typer.Option(min=0.05, help="For each engine and product.")] = 3.0,
+    precision: Annotated[str, typer.Option(help="What smelt computes in.")] = "f32",
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
     worker: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
@@ -164,7 +168,7 @@ def main(
             raise typer.BadParameter(f"--sizes {text!r}: write 768, or 197x384x1536")
         m, k, n = map(int, parts * (3 if len(parts) == 1 else 1))
         cubes.append((m, k, n))
-    report = measured(cubes, engines, seconds)
+    report = measured(cubes, engines, seconds, precision)
     if json_file is not None:
         data.write_text(json_file, json.dumps(report, indent=1) + "\n")
     print(markdown(report))

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from suite_report import best_peer, markdown, plot, precision_of, scaling, summary
 
 from smelt import config, data
-from smelt.compilation import Request, compile_to_cache
+from smelt.compilation import PRECISIONS, Request, compile_to_cache
 from smelt.errors import SmeltError
 from smelt.inspect_model import read_report
 from smelt.measure import PROGRAM, SPARE_CORES, machine, measure, ratios
@@ -39,8 +39,6 @@ TOLERANCE = {"f32": 1e-3, "int8": 0.1, "bf16": 0.3}
 """Largest error over the largest value; wrong results are off by about 1. bf16 has 8 bits, which
 random weights make worse from layer to layer (0.14 in OpenVINO's mobilenet_v2); 8-bit models round
 differently where a value falls between two steps."""
-OPTIONS: dict[str, dict[str, str]] = {"f32": {}}
-"""The options of smelt's target that make it compute in a precision."""
 QUANTISED = ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "MatMulInteger",
              "ConvInteger")
 
@@ -129,9 +127,9 @@ class Suite:
 
     def compiled(self, model: Model) -> dict[str, Any]:
         """smelt's build: seconds without and with the cache, and sizes in bytes."""
-        request = Request(model.path, extra=OPTIONS[self.precision])
+        request = Request(model.path, precision=self.precision)
         cold = compile_to_cache(request, progress=self.show)
-        cached = compile_to_cache(Request(model.path, extra=OPTIONS[self.precision]))
+        cached = compile_to_cache(Request(model.path, precision=self.precision))
         if cold.cached or not cached.cached:
             raise SmeltError("the cache was not empty, or did not keep the model")
         report = read_report(cold.path)
@@ -193,7 +191,7 @@ def main(
                                          + ", ".join(PEERS))] = "ort",
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
     seconds: Annotated[float, typer.Option(min=0.05, help="For each engine and model.")] = 2.0,
-    precision: Annotated[str, typer.Option(help="What smelt computes in: " + ", ".join(OPTIONS)
+    precision: Annotated[str, typer.Option(help="What smelt computes in: " + ", ".join(PRECISIONS)
                                            )] = "f32",
     only: Annotated[str, typer.Option(help="Names of models; all when empty.")] = "",
     zoo: Annotated[Path | None, typer.Option(
@@ -208,8 +206,8 @@ def main(
     for peer in peers:
         if peer not in PEERS:
             raise typer.BadParameter(f"--against {peer!r}: use {', '.join(PEERS)}")
-    if precision not in OPTIONS:
-        raise typer.BadParameter(f"--precision {precision!r}: smelt has {', '.join(OPTIONS)}")
+    if precision not in PRECISIONS:
+        raise typer.BadParameter(f"--precision {precision!r}: smelt has {', '.join(PRECISIONS)}")
     counts, chosen = numbers(threads), [n for n in only.split(",") if n]
     console = Console(stderr=True)
     report: dict[str, Any] = {

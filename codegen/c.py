@@ -28,7 +28,7 @@ from ..ir.kernel.nodes import (
     expressions,
     statements,
 )
-from . import c_prelude
+from . import c_prelude, c_tiles
 from .c_expr import ExpressionPrinter
 from .c_types import c_type, storage_type
 from .c_vector import VectorIsa, helper, typedef
@@ -60,12 +60,13 @@ class Needs:
     vector_helpers: set[str] = field(default_factory=set)
     vector_types: set[str] = field(default_factory=set)
     isa_header: bool = False
+    tiles: bool = False
 
     def prelude(self, isa: VectorIsa) -> str:
         """Includes, types and helper functions for everything needed."""
         bodies: list[str] = []
         types = set(self.vector_types)
-        header = self.isa_header
+        header = self.isa_header or self.tiles
         for name in sorted(self.vector_helpers):
             text, more, special = helper(name, isa)
             types |= more
@@ -76,6 +77,8 @@ class Needs:
             lines.append(f"#include <{isa.header}>")
         lines += [typedef(t) for t in sorted(types)]
         lines += [c_prelude.HELPERS[name] for name in c_prelude.closure(self.helpers)]
+        if self.tiles:
+            lines.append(c_tiles.PRELUDE)
         return "\n".join(lines + bodies) + "\n"
 
 
@@ -121,6 +124,7 @@ class KernelPrinter:
         self.depth = 1
         self.tasks: list[str] = []
         self.expr = ExpressionPrinter(self)
+        self.tiles = c_tiles.TilePrinter(self)
         # Parameters that may be the same memory: an output over a dead input.
         reused = reusable(kernel)
         self.shared = {kernel.params[k] for k in (*reused, -1)} if reused else set()
@@ -169,7 +173,13 @@ class KernelPrinter:
         if self.threads:
             self.line("(void)pool;")
         self._used_parameters()
+        alone = any(c_tiles.uses_tiles(s) for s in self.kernel.body.body
+                    if not self._is_shared(s))
+        if alone:
+            self.line(c_tiles.BEGIN)
         self._top(self.kernel.body)
+        if alone:
+            self.line(c_tiles.END)
         return "\n".join([*self.tasks, head, *self.lines, "}"]) + "\n"
 
     def _used_parameters(self) -> None:
@@ -184,10 +194,14 @@ class KernelPrinter:
 
     # Statements -------------------------------------------------------------------------------
 
+    def _is_shared(self, s: Stmt) -> bool:
+        """Whether threads share a statement of the kernel's body."""
+        return isinstance(s, For) and s.kind == "parallel" and self.threads
+
     def _top(self, block: Block) -> None:
         captured: list[tuple[str, str]] = []
         for s in block.body:
-            if isinstance(s, For) and s.kind == "parallel" and self.threads:
+            if isinstance(s, For) and self._is_shared(s):
                 self._parallel(s, captured)
                 continue
             self.statement(s)
@@ -220,9 +234,14 @@ class KernelPrinter:
             self.line(f"{t}{restrict}{n} = c->{n}{offset};")
         self.line("(void)c, (void)worker;")
         i = self.var_name(loop.var)
+        tiles = c_tiles.uses_tiles(loop)
+        if tiles:
+            self.line(c_tiles.BEGIN)
         self.line(f"for (int64_t {i} = begin; {i} < end; ++{i}) {{")
         self.block(loop.body)
         self.line("}")
+        if tiles:
+            self.line(c_tiles.END)
         body, self.lines, self.depth = self.lines, outer, depth
         self.tasks.append("\n".join([
             f"{struct} {{ {members} }};",
@@ -239,8 +258,10 @@ class KernelPrinter:
 
     def block(self, block: Block) -> None:
         self.depth += 1
+        tiles = self.tiles.used
         for s in block.body:
             self.statement(s)
+        self.tiles.used = tiles
         self.depth -= 1
 
     def statement(self, s: Stmt) -> None:
@@ -300,6 +321,9 @@ class KernelPrinter:
         self.line("}")
 
     def _alloc(self, buffer: Buffer) -> None:
+        if c_tiles.is_tile(buffer):
+            self.tiles.alloc(buffer)
+            return
         name = self.buffer_name(buffer)
         if buffer.lanes > 1:
             kind = self.expr.vector_type(buffer.dtype, buffer.lanes)
@@ -326,6 +350,11 @@ class KernelPrinter:
 
     def _store(self, s: Store) -> None:
         buffer = s.buffer
+        if c_tiles.is_tile(buffer):
+            self.tiles.assign(s)
+            return
+        if self.tiles.spill(s):
+            return
         if buffer.space == "register":
             value = self.expr.statement_value(s.value)
             self.line(f"{self.expr.register(buffer, s.index)} = {value};")

@@ -25,6 +25,8 @@ class VectorIsa:
     fma: bool = False
     registers: int = 16
     dot4: bool = False
+    dot2: bool = False
+    tiles: bool = False
 
     @property
     def lanes(self) -> int:
@@ -63,7 +65,7 @@ def _bytes(element: str) -> int:
     return int(element.lstrip("bfiu")) // 8
 
 
-_ARITY = {"fma": 3, "dot4_u8i8": 3, "scale": 2, "max": 2, "min": 2, "max_number": 2,
+_ARITY = {"fma": 3, "dot4_u8i8": 3, "dot2_bf16": 3, "scale": 2, "max": 2, "min": 2, "max_number": 2,
           "min_number": 2}
 
 
@@ -88,6 +90,13 @@ def helper(name: str, isa: VectorIsa) -> tuple[str, set[str], bool]:
                 {vector, f"v{lanes}i32"}, bool(spelled))
     if operation.startswith("horizontal"):
         return _horizontal(name, operation[len("horizontal_"):], lanes, element, isa)
+    if operation == "dot2_bf16":
+        pairs = f"v{lanes}i32"
+        assert spelled is not None, isa.name
+        return (f"static inline {vector} {name}({vector} a, {pairs} b, {pairs} c) {{\n"
+                f"    return ({vector}){spelled.format('a', 'b', 'c')};\n}}", {vector, pairs}, True)
+    if element == "bf16" and operation in ("widen", "narrow"):
+        return _bf16_conversion(name, operation, lanes, isa)
     if operation in ("widen", "narrow"):
         wide = f"v{lanes}i32"
         source, target = (vector, wide) if operation == "widen" else (wide, vector)
@@ -114,6 +123,25 @@ def helper(name: str, isa: VectorIsa) -> tuple[str, set[str], bool]:
                 f"    return r;")
     return (f"static inline {vector} {name}({parameters}) {{\n    {body}\n}}", {vector},
             bool(spelled))
+
+
+def _bf16_conversion(name: str, operation: str, lanes: int,
+                     isa: VectorIsa) -> tuple[str, set[str], bool]:
+    """The helper between bf16, whose bits are the upper half of an f32's, and f32 lanes. Narrowing
+    rounds to nearest even and keeps NaN; an instruction for it takes denormals for zeros."""
+    half, wide, bits = f"v{lanes}bf16", f"v{lanes}f32", f"v{lanes}u32"
+    if operation == "widen":
+        return (f"static inline {wide} {name}({half} a) {{\n"
+                f"    return ({wide})(__builtin_convertvector(a, {bits}) << 16);\n}}",
+                {half, wide, bits}, False)
+    exact = (f"{bits} x = ({bits})a, nan = ({bits})(a != a);\n"
+             f"    {bits} r = ((x + 0x7fff + ((x >> 16) & 1)) & ~nan) | ((x | 0x400000) & nan);\n"
+             f"    return __builtin_convertvector(r >> 16, {half});")
+    quick = isa.spelling.get(("narrow", "bf16", lanes), "").format("a")
+    denormals = isa.spelling.get(("denormals", "f32", lanes), "").format("a")
+    test = f"if (!{denormals}) return ({half}){quick};\n    " if quick else ""
+    return (f"static inline {half} {name}({wide} a) {{\n    {test}{exact}\n}}",
+            {half, wide, bits}, bool(quick))
 
 
 def _horizontal(name: str, kind: str, lanes: int, element: str, isa: VectorIsa):
@@ -189,6 +217,11 @@ def _avx512() -> dict[tuple[str, str, int], str]:
             "_mm512_mask_storeu_epi32(p, (__mmask16)((1u << n) - 1), (__m512i)x)",
     }
     for element in ("u16", "i16", "f16", "bf16"):
+        # 32 lanes are copied only.
+        table["load_n", element, 32] = (
+            f"(v32{element})_mm512_maskz_loadu_epi16((__mmask32)((UINT64_C(1) << n) - 1), p)")
+        table["store_n", element, 32] = (
+            "_mm512_mask_storeu_epi16(p, (__mmask32)((UINT64_C(1) << n) - 1), (__m512i)x)")
         table["load_n", element, 16] = (
             f"(v16{element})_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p)")
         table["store_n", element, 16] = (
@@ -272,6 +305,22 @@ def with_dot4(isa: VectorIsa) -> VectorIsa:
     table = {**isa.spelling, ("dot4_u8i8", "i32", wide): (
         f"{name}(({register}){{0}}, ({register}){{1}}, ({register}){{2}})")}
     return replace(isa, name=f"{isa.name}-vnni", spelling=table, dot4=True)
+
+
+def with_dot2(isa: VectorIsa) -> VectorIsa:
+    """The instruction set with dot products of bf16 pairs and conversions to bf16 (AVX512_BF16)."""
+    table = {**isa.spelling}
+    for lanes, bits, prefix in ((16, 512, "_mm512"), (8, 256, "_mm256")):
+        table["dot2_bf16", "f32", lanes] = (
+            f"{prefix}_dpbf16_ps((__m{bits}){{0}}, (__m{bits}bh){{1}}, (__m{bits}bh){{2}})")
+        table["narrow", "bf16", lanes] = f"{prefix}_cvtneps_pbh((__m{bits}){{0}})"
+        table["denormals", "f32", lanes] = f"{prefix}_fpclass_ps_mask((__m{bits}){{0}}, 0x20)"
+    return replace(isa, name=f"{isa.name}-bf16", spelling=table, dot2=True)
+
+
+def with_tiles(isa: VectorIsa) -> VectorIsa:
+    """The instruction set with tile registers and their bf16 products (AMX)."""
+    return replace(isa, name=f"{isa.name}-amx", tiles=True)
 
 
 SCALAR = VectorIsa("scalar")

@@ -199,6 +199,8 @@ class VectorPrinter:
         self.vector_type(source, lanes)
         if e.mode == "bits":
             return f"({kind}){a}"
+        if dt.bf16 in (source, target):
+            return self._bf16_cast(a, source, target, lanes)
         if target.is_bool:
             test = f"({a} != 0)"
             return (f"__builtin_convertvector({test}, {kind})" if source.bits != 32
@@ -231,6 +233,12 @@ class VectorPrinter:
         if source.bits == 32 and source.is_integer and target.bits == 8:
             return self._narrowed(f"({mask}){a}", target, lanes)
         return f"__builtin_convertvector({a}, {kind})"
+
+    def _bf16_cast(self, a: str, source: DType, target: DType, lanes: int) -> str:
+        """bf16 from or to f32; other types go by way of f32."""
+        assert dt.f32 in (source, target), (source, target)
+        direction = "narrow" if target is dt.bf16 else "widen"
+        return f"{self._named(direction, dt.bf16, lanes)}({a})"
 
     def _named(self, operation: str, dtype: DType, lanes: int) -> str:
         name = f"{operation}_{self.vector_type(dtype, lanes)}"
@@ -278,9 +286,12 @@ class VectorPrinter:
                     f"{self.value(source.buffer.offset(source.index))}"
             if source.count is None:
                 return f"{self._helper('pack4')}({where})"
-            return f"{self._helper('pack4_n')}({where}, {self.value(source.count)})"
-        if name in ("dot4_u8i8", "scale"):
-            # The operands of dot4 are vectors of i32 whose bytes are the factors.
+            size = source.dtype.itemsize
+            present = f"{self.value(source.count)} * {size}" if size > 1 else self.value(
+                source.count)
+            return f"{self._helper('pack4_n')}({where}, {present})"
+        if name in ("dot4_u8i8", "dot2_bf16", "scale"):
+            # The factors of dot products are vectors of i32 that hold four bytes or two bf16 each.
             a = [self.value(x) for x in e.args]
             return f"{self._vector_helper(name, e)}({', '.join(a)})"
         if name.startswith(SHUFFLE):

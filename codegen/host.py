@@ -499,7 +499,8 @@ static double clock_now(void) {{
 
     def _table(self) -> str:
         supported = self.supported or "0"
-        test = (f"static int {supported}(void) {{ return {self.supported_condition}; }}\n"
+        tiles = " && smelt_allow_tiles()" if self.needs.tiles else ""
+        test = (f"static int {supported}(void) {{ return {self.supported_condition}{tiles}; }}\n"
                 if self.supported else "")
         p = self.program
         slots = len(self.slots) + len(self.output_slots)

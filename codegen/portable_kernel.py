@@ -13,9 +13,9 @@ import textwrap
 from ..ir import dtype as dt
 from ..ir.expr import Const, Expr, Op
 from ..ir.kernel.nodes import For, Kernel, Let, Stmt
+from ..ir.kernel.ranges import INT32, Ranges, within
 from .c import KernelPrinter, Needs
 from .c_expr import ExpressionPrinter
-from .c_ranges import INT32, Ranges, within
 from .c_types import INFIX
 from .c_vector import SCALAR
 

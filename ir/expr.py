@@ -207,7 +207,8 @@ class Broadcast(Expr):
 
 
 class Ramp(Expr):
-    """Lanes base, base + stride, base + 2*stride, ... (i64 indices); stride is an int."""
+    """Lanes base, base + stride, base + 2*stride, ... (i64 indices); stride is an int. With lanes
+    as base, the lanes of base, then those of base + stride, ...: a block of rows."""
 
     __slots__ = ()
 
@@ -443,7 +444,7 @@ def broadcast(x, lanes: int) -> Expr:
 
 
 def ramp(base, lanes: int, stride: int = 1) -> Expr:
-    """i64 lanes base, base + stride, ..."""
+    """i64 lanes base, base + stride, ...; a multiple of the lanes of base."""
     return intern_expr(Ramp, (stride,), (wrap(base),), dt.i64, lanes)
 
 

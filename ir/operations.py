@@ -38,9 +38,8 @@ def _int_div(a, b):
     if a.dtype.kind not in "iu":
         return np.true_divide(a, b).astype(a.dtype)
     safe = np.where(b == 0, np.ones_like(b), b)
-    quotient = np.floor_divide(np.abs(a), np.abs(safe)) if a.dtype.kind == "i" else a // safe
-    if a.dtype.kind == "i":
-        quotient = np.where((a < 0) != (safe < 0), -quotient, quotient)
+    with np.errstate(over="ignore"):  # the lowest number by -1
+        quotient = np.floor_divide(a - np.fmod(a, safe), safe)
     return np.where(b == 0, np.zeros_like(a), quotient).astype(a.dtype)
 
 

@@ -26,7 +26,7 @@ def _close_session(library: Library, session: int) -> None:
         library.c.smelt_session_close(session)
 
 
-def _as_array(value: Any, spec: TensorSpec) -> np.ndarray:
+def as_array(value: Any, spec: TensorSpec) -> np.ndarray:
     """The value as an array, without a copy if it is one or has `__dlpack__`.
 
     Numbers and lists become arrays of the input's dtype if they are of its kind.
@@ -265,7 +265,7 @@ class Session:
         """The value as a contiguous array in native byte order; of the input's dtype if it is equal
         to it. Raises InputError for what is no element type."""
         spec = self._library.inputs[index]
-        array = _as_array(value, spec)
+        array = as_array(value, spec)
         dtype = abi.numpy_dtype(spec.dtype)
         if array.dtype != dtype and abi.dtype_name(array.dtype) is None:
             raise InputError(
@@ -437,6 +437,16 @@ class Module(Session):
         return self._artifact.save(path)
 
 
-def load(path: str | Path, threads: int | None = None, verify: bool | None = None) -> Module:
-    """Opens a compiled model; see `Module`."""
-    return Module(path, threads, verify)
+def load(path: str | Path, threads: int | None = None, verify: bool | None = None) -> Any:
+    """Opens a compiled model by the target that it is made for: a `Module`, or the class for that
+    target with the same interface."""
+    artifact = open_artifact(path, verify)
+    if artifact.manifest.get("target", "") == "webgpu":
+        from .webgpu import WebGpuModule
+
+        return WebGpuModule(artifact)
+    try:
+        return Module(artifact, threads)
+    except BaseException:
+        artifact.close()
+        raise

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import TargetError
+from ..ir.expr import text
 from ..ir.graph.core import Graph
-from ..ir.program import Program
+from ..ir.program import Program, Storage
+from ..passes.plan import Lifetime
+from .records import NO_RECORDS, Records
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
@@ -22,16 +25,20 @@ def silent(what: str, done: int, total: int) -> None:
 @dataclass(frozen=True)
 class BuildOptions:
     """Options that every target understands. `optimize` is the C compiler's level (0-3), `exact`
-    forbids approximate algorithms, `threads` False leaves all synchronisation out, `name` is the
-    model's C identifier prefix. `extra` holds what single targets know: "profile": "true" makes a
-    cpu library that counts the seconds of every kernel."""
+    forbids approximate algorithms, `precision` is what contractions of f32 take ("f32", or "bf16"
+    with sums in f32), `threads` False leaves all synchronisation out, `name` is the
+    model's C identifier prefix. `records` hold decisions made by measuring. `extra` holds what
+    single targets know: "profile": "true" makes a cpu library that counts the seconds of every
+    kernel."""
 
     name: str = "model"
     optimize: int = 2
     exact: bool = False
+    precision: str = "f32"
     threads: bool = True
     passes: str | None = None
     states: tuple[tuple[str, str], ...] = ()
+    records: Records = NO_RECORDS
     extra: dict[str, str] = field(default_factory=dict)
 
 
@@ -45,6 +52,31 @@ class Build:
     program: Program
     graph: Graph
     reports: dict[str, Any] = field(default_factory=dict)
+
+
+def describe_program(program: Program, target: str, options: BuildOptions) -> dict[str, Any]:
+    """The manifest's entries that every artifact has: name, target, signature, states, kernels."""
+    def tensor(storage: Storage) -> dict[str, Any]:
+        return {"name": storage.name, "dtype": storage.type.dtype.name,
+                "shape": [text(d) for d in storage.type.shape]}
+
+    return {
+        "name": options.name, "target": target,
+        "signature": {"inputs": [tensor(s) for s in program.inputs],
+                      "outputs": [tensor(s) for s in program.outputs],
+                      "sizes": {n: list(r) for n, r in program.symbols.items()}},
+        "states": [list(s) for s in options.states],
+        "kernels": [{"name": k.name, "origin": k.origin, "flops": text(k.flops),
+                     "bytes": text(k.bytes)} for k in program.kernels()],
+    }
+
+
+def memory_report(program: Program, lifetimes: Sequence[Lifetime]) -> list[dict[str, Any]]:
+    """The temporaries with their lifetimes, sizes and places, for people."""
+    return [{"name": x.storage.name, "type": repr(x.storage.type), "first": x.first,
+             "last": x.last, "offset": x.storage.offset,
+             "bytes": text(x.storage.type.numel * x.storage.type.dtype.itemsize)}
+            for x in lifetimes]
 
 
 class Target(Protocol):
@@ -72,7 +104,7 @@ def register(family: str, make: Callable[[str], Target]) -> None:
 
 def families() -> dict[str, Callable[[str], Target]]:
     """The registered families by name."""
-    from . import cpu  # noqa: F401  (registers itself)
+    from . import cpu, webgpu  # noqa: F401  (register themselves)
 
     return dict(sorted(_FAMILIES.items()))
 

@@ -65,6 +65,66 @@ def dot4(accumulator: Expr, a: Expr, b: Expr) -> Call:
     return call(DOT4, (accumulator, a, b), dt.i32, accumulator.lanes)
 
 
+def _fma32(a, b, c):
+    # The product of two bf16 is exact in f64. Its sum with an f32 is nearly always: where it is
+    # not, the result may be the other neighbour of a tie.
+    with np.errstate(all="ignore"):
+        return (a.astype(np.float64) * b.astype(np.float64) + c).astype(np.float32)
+
+
+def _halves(pairs):
+    """The lower and the upper bf16 of i32 lanes, as f32."""
+    bits = np.asarray(pairs, np.int32).view(np.uint32)
+    return (bits << np.uint32(16)).view(np.float32), (
+        bits & np.uint32(0xffff0000)).view(np.float32)
+
+
+def _dot2(accumulator, a, b):
+    (a0, a1), (b0, b1) = _halves(a), _halves(b)
+    return _fma32(a0, b0, _fma32(a1, b1, np.asarray(accumulator, np.float32)))
+
+
+DOT2 = Intrinsic("dot2_bf16", _dot2, "acc[i] + a[i, 1] * b[i, 1], then + a[i, 0] * b[i, 0], over "
+                                     "the two bf16 of i32 lanes, each sum rounded once "
+                                     "(vdpbf16ps, which takes denormals for zeros)")
+
+
+def dot2(accumulator: Expr, a: Expr, b: Expr) -> Call:
+    """f32 lanes plus the sums of two bf16 products each."""
+    return call(DOT2, (accumulator, a, b), dt.f32, accumulator.lanes)
+
+
+TILE_ROWS, TILE_PAIRS, TILE_COLUMNS = 16, 16, 16
+"""A tile register (AMX): 16 rows of 64 bytes, which are 16 f32 or 16 pairs of bf16."""
+
+TILE_SUMS, TILE_FACTORS = TILE_ROWS * TILE_COLUMNS, 2 * TILE_ROWS * TILE_PAIRS
+"""Lanes of a tile of f32 and of a tile of bf16."""
+
+
+def _tile_dot(accumulator, a, b):
+    a, b = (np.asarray(x).astype(np.float32) for x in (a, b))
+    a = a.reshape(*a.shape[:-1], TILE_ROWS, TILE_PAIRS, 1, 2)
+    b = b.reshape(*b.shape[:-1], 1, TILE_PAIRS, TILE_COLUMNS, 2)
+    halves = np.zeros(np.broadcast_shapes(a[..., 0, :, :].shape, b[..., 0, :, :].shape),
+                      np.float32)
+    for k in range(TILE_PAIRS):
+        halves = _fma32(a[..., k, :, :], b[..., k, :, :], halves)
+    total = halves[..., 0] + halves[..., 1]
+    return np.asarray(accumulator, np.float32) + total.reshape(*total.shape[:-2], -1)
+
+
+TILE_DOT = Intrinsic(
+    "tile_dot_bf16", _tile_dot, "acc[m, n] + sum over k of a[m, k, j] * b[k, n, j], for 16 x 16 "
+    "sums and 16 pairs of bf16: the sums of j = 0 and of j = 1 by themselves in the order of k, "
+    "each step rounded once, then their sum (tdpbf16ps, which takes denormals for zeros)")
+
+
+def tile_dot(accumulator: Expr, a: Expr, b: Expr) -> Call:
+    """16 x 16 f32 lanes, row by row, plus the product of 16 x 32 bf16 lanes with 32 x 16, whose
+    rows lie in pairs."""
+    return call(TILE_DOT, (accumulator, a, b), dt.f32, TILE_SUMS)
+
+
 def _pack4(bytes_):
     return np.ascontiguousarray(bytes_).view(np.int32)[..., 0]
 
@@ -73,7 +133,7 @@ PACK4 = Intrinsic("pack4", _pack4, "four consecutive bytes as one i32, little-en
 
 
 def pack4(x: Expr) -> Call:
-    """A load of four 8-bit lanes as one i32 scalar."""
+    """A load of four 8-bit or two 16-bit lanes as one i32 scalar."""
     return call(PACK4, (x,), dt.i32, 1)
 
 

@@ -452,8 +452,12 @@ class ValueWriter:
         if isinstance(e, Ramp):
             x = self.tight(a[0])
             start = f"{x.code}[:, None]" if rows is not None else x.code
-            lanes = f"arange({e.lanes})" + (f" * {e.stride}" if e.stride != 1 else "")
-            return Term(self.assign(f"{start} + {lanes}"), rows)
+            inner = e.args[0].lanes
+            steps = f"arange({e.lanes // inner})" + (f" * {e.stride}" if e.stride != 1 else "")
+            if inner > 1:
+                blocks = f"({x.code}[..., None, :] + ({steps})[:, None])"
+                return Term(self.assign(f"join_lanes({blocks})"), rows)
+            return Term(self.assign(f"{start} + {steps}"), rows)
         if isinstance(e, Call):
             function = self.bind(e.intrinsic.semantics, "f")
             texts = []

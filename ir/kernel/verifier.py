@@ -243,8 +243,11 @@ class _Verifier:
             elif isinstance(x, Cast) and x.mode == "bits":
                 if x.dtype.itemsize != x.args[0].dtype.itemsize:
                     self.fail(f"the bits of {x.args[0].dtype} do not make a {x.dtype}")
-            elif isinstance(x, Ramp) and (x.args[0].dtype is not dt.i64 or x.args[0].lanes != 1):
-                self.fail(f"a ramp starts at {x.args[0]!r}, not at one i64")
+            elif isinstance(x, Ramp) and (x.args[0].dtype is not dt.i64
+                                          or x.lanes % x.args[0].lanes
+                                          or not isinstance(x.args[0], Ramp)
+                                          and x.args[0].lanes != 1):
+                self.fail(f"a ramp starts at {x.args[0]!r}, not at one i64 or a ramp")
             elif isinstance(x, Op) and any(a.lanes != x.lanes for a in x.args):
                 self.fail(f"{x.name} on different numbers of lanes")
             elif isinstance(x, Call):

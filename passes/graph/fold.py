@@ -57,6 +57,8 @@ class Fold(Pass):
         definition = lookup(node.op)
         if definition.kind in ("control", "source") or node.regions or not is_pure(node.op):
             return None
+        if node.op == "decode":  # `decode_ahead` chooses which are worth it
+            return None
         if not node.inputs or node.symbols():
             return None
         size = sum(v.type.numel * v.dtype.itemsize for v in node.outputs)  # type: ignore[misc]

@@ -38,7 +38,8 @@ class Fuse(Pass):
     max_inputs, max_nodes, max_outputs bound a group (single-element constants count nothing).
     max_concat: operands up to which a `concat` is computed inside another kernel.
     cheap: weighted operations per element that may be computed more than once.
-    prologue: whether contractions take casts and pads of their operands.
+    prologue: whether contractions take casts and pads of their operands. (Those that
+    `decode_ahead` left to be decoded they take anyway.)
     """
 
     name = "fuse"
@@ -88,6 +89,11 @@ class Group:
 def is_scalar_constant(value: Value) -> bool:
     """A constant of one element."""
     return value.constant is not None and value.type.numel == 1
+
+
+def _has_window(node: Node) -> bool:
+    """Whether a convolution reads its input several times, once for each place in its window."""
+    return node.op == "conv_last" and any(d != 1 for d in node.inputs[1].shape[2:])  # type: ignore
 
 
 def _title(node: Node) -> str:
@@ -201,16 +207,31 @@ class _Planner:
         return sorted(found, key=self.position.__getitem__)
 
     def _closed_prefix(self, nodes: list[Node]) -> int:
-        """The length of the longest prefix with a single exit and few inputs."""
+        """The length of the longest prefix with a single exit, which may leave in a narrower type
+        as well, and few inputs."""
         inside: dict[Node, None] = {}
         best = 1
         for k, node in enumerate(nodes[:self.options.max_nodes], 1):
             inside[node] = None
-            exits = sum(v in self.returned or any(u not in inside for u in self.users(v))
-                        for n in inside for v in n.outputs)
-            if exits == 1 and Group("", (), members=inside).inputs() <= self.options.max_inputs:
+            exits = [n for n in inside if any(v in self.returned or any(
+                u not in inside for u in self.users(v)) for v in n.outputs)]
+            if (len(exits) == 1 or self._is_rounded(exits)) and Group(
+                    "", (), members=inside).inputs() <= self.options.max_inputs:
                 best = k
         return best
+
+    def _is_rounded(self, exits: list[Node]) -> bool:
+        """Whether the second of two nodes casts the first's result to a narrower float, for
+        kernels that read it several times; a kernel that reads it once rounds it by itself. (What
+        depends on the cast depends on its operand: the group stays convex.)"""
+        if len(exits) != 2:
+            return False
+        first, second = exits
+        users = list(self.users(second.output))
+        return second.op == "cast" and second.inputs[0] is first.output \
+            and second.output.dtype.is_float \
+            and second.output.dtype.bits < first.output.dtype.bits \
+            and (len(users) > 1 or any(_has_window(u) for u in users))
 
     # Producers --------------------------------------------------------------------------------
 
@@ -269,6 +290,8 @@ class _Planner:
             return "the group is full"
         if group.inputs(node) > self.options.max_inputs:
             return "the group would have too many inputs"
+        if node.op == "decode" and self._is_prologue(node, group):
+            return ""  # its kernel takes a weight apart once for all rows
         kind = self.kind(node)
         if group.kind in ("contraction", "row") and kind == "injective" and node.op != "expand":
             if not self._is_prologue(node, group):
@@ -288,9 +311,9 @@ class _Planner:
         return ""
 
     def _is_prologue(self, node: Node, group: Group) -> bool:
-        return self.options.prologue and group.kind == "contraction" and \
-            node.op in ("cast", "pad") and all(
-                u is group.anchor for u in self.users(node.output) if u in group.members)
+        allowed = ("decode", "cast", "pad") if self.options.prologue else ("decode",)
+        return group.kind == "contraction" and node.op in allowed and all(
+            u is group.anchor for u in self.users(node.output) if u in group.members)
 
     def _repetition(self, node: Node, group: Group) -> tuple[float, int]:
         """How often the group computes each element of the node, and the operations on the way

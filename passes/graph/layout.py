@@ -59,7 +59,8 @@ class ChannelsLast(Pass):
 def _convert(graph: Graph, node: Node) -> Value | None:
     x = node.inputs[0]
     assert x is not None
-    if x.dtype.name not in ("f32", "i8", "u8", "i32"):
+    if x.dtype.name not in ("f32", "i8", "u8", "i32") and (x.dtype.name, node.op) != (
+            "bf16", "conv"):
         return None
     rank = x.rank
     last = graph.add("transpose", [x], {"perm": last_permutation(rank)}, origin=node.origin)

@@ -10,12 +10,14 @@ from .canonicalise import Canonicalise
 from .chain import Chain
 from .cse import CommonSubexpressions
 from .dce import DeadCode
+from .decode_ahead import DecodeAhead
 from .fold import Fold
 from .fold_affine import FoldAffine
 from .fuse import Fuse
 from .layout import ChannelsLast
 from .plain_convolutions import PlainConvolutions
 from .recognise import Recognise
+from .reduce_precision import ReducePrecision
 from .sink_transposes import SinkTransposes
 from .zero_points import ZeroPoints
 
@@ -25,12 +27,16 @@ class Options:
     """`passes` replaces the default pipeline (its text form). `channels_last` puts the spatial
     operators into that layout and lets integer products read 8-bit operands; `attention` makes one
     node of attention written out, and `chains` one of products and depthwise convolutions in a row,
-    for targets with kernels for them; `fuse` False leaves every node a kernel of its own."""
+    for targets with kernels for them; `low_bit` leaves weights of a few bits encoded, for targets
+    whose products read them; `bf16` lets contractions take bf16 operands; `fuse` False leaves every
+    node a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False
     attention: bool = False
     chains: bool = False
+    low_bit: bool = False
+    bf16: bool = False
     fuse: bool = True
 
 
@@ -44,9 +50,12 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
     if options.channels_last:
         passes += [ZeroPoints(), PlainConvolutions(), ChannelsLast()]
     passes += [SinkTransposes(), Canonicalise(), Fold(), CommonSubexpressions(), DeadCode(),
-               Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode()]
+               Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode(),
+               DecodeAhead(kernels=options.low_bit and options.fuse), DeadCode()]
+    if options.bf16:
+        passes += [ReducePrecision(), DeadCode()]
     if options.fuse:
-        passes.append(Fuse())
+        passes.append(Fuse(prologue=options.bf16))
         if options.chains:
             passes.append(Chain())
     return Pipeline(tuple(passes))

@@ -4,12 +4,16 @@ They work on any number of lanes, so a vector loop and its scalar tail give the 
 need no math library. Coefficients are weighted minimax fits made for this file in double
 precision. Errors, in units in the last place over all finite arguments: exp 1.25, log 1.5,
 tanh 2, erf 2, expm1 3, log1p 2. Activations made of them are in `activations`.
+
+Some rely on sums being rounded as written. `EXPANSIONS_IN_ANY_ORDER` is for languages whose
+compilers may take (x + c) - c for x (WGSL).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ...ir import dtype as dt
 from ...ir.expr import Broadcast, Const, Expr, Op, broadcast, cast, const, op, select
@@ -23,6 +27,11 @@ lowest bits of the sum are those of the whole number."""
 EXP = (1.0, 1.0, 0.4999999403953552, 0.1666652113199234, 0.04166826233267784,
        0.008368674665689468, 0.0013821055181324482)
 """exp(r) for |r| <= ln(2) / 2, with a relative error of 3.2e-9."""
+
+Reduction = Callable[[Expr, float, int], tuple[Expr, Expr, Expr]]
+"""(x, multiple, bias) to (t, n, r) with multiple * x = n * ln 2 + multiple * r and
+|multiple * r| <= ln(2) / 2, for a multiple that is a power of two or its negative: n whole, as f32,
+and t for `power_in`."""
 
 
 def f(value: float) -> Expr:
@@ -46,12 +55,22 @@ def power_of_two(n: Expr) -> Expr:
     return cast(op("shl", n + const(127, dt.i32), const(23, dt.i32)), F, "bits")
 
 
-def reduced(x: Expr, multiple: float = 1.0, bias: int = 0) -> tuple[Expr, Expr, Expr]:
-    """(t, n, r) with multiple * x = n * ln 2 + multiple * r and |multiple * r| <= ln(2) / 2, for a
-    multiple that is a power of two or its negative: n whole, as f32, and t for `power_in`."""
+def reduced_by_sum(x: Expr, multiple: float, bias: int) -> tuple[Expr, Expr, Expr]:
+    """The quickest `Reduction`: a sum that has to be rounded as written."""
     t = fma(x, f(multiple / math.log(2)), f(ROUNDS + bias))
     n = t - f(ROUNDS + bias)
-    return t, n, fma(n, f(-LN2_LOW / multiple), fma(n, f(-LN2_HIGH / multiple), x))
+    return t, n, _rest(x, multiple, n)
+
+
+def reduced_by_round(x: Expr, multiple: float, bias: int) -> tuple[Expr, Expr, Expr]:
+    """A `Reduction` for any order of sums."""
+    n = op("round", x * f(multiple / math.log(2)))
+    t = cast(cast(n, dt.i32) + const(bias, dt.i32), F, "bits")
+    return t, n, _rest(x, multiple, n)
+
+
+def _rest(x: Expr, multiple: float, n: Expr) -> Expr:
+    return fma(n, f(-LN2_LOW / multiple), fma(n, f(-LN2_HIGH / multiple), x))
 
 
 def power_in(t: Expr) -> Expr:
@@ -104,13 +123,13 @@ def _bounded(x: Expr, kind: str, limit: float) -> bool:
     return inside and (x.name == kind or _bounded(others[0], kind, limit))
 
 
-def exp(x: Expr) -> Expr:
+def exp(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
     if isinstance(x, Op) and x.name == "neg":
         x = _clamped(x.args[0], -89.0, 104.0)
-        _, n, r = reduced(x, -1.0)
+        _, n, r = reduced(x, -1.0, 0)
         return scale(exp_polynomial(r, EXP, -1.0), n)
     x = _clamped(x, -104.0, 89.0)
-    _, n, r = reduced(x)
+    _, n, r = reduced(x, 1.0, 0)
     return scale(exp_polynomial(r, EXP), n)
 
 
@@ -125,7 +144,7 @@ def exp_without_denormals(x: Expr, multiple: float = 1.0) -> Expr:
     denormal numbers."""
     # At the limit n is -126, and 2**(n - 1) comes out as 0.
     x = op("max", f(-87.33), x) if multiple > 0 else op("min", f(87.33), x)
-    t, _, r = reduced(x, multiple, bias=126)
+    t, _, r = reduced_by_sum(x, multiple, 126)
     return exp_polynomial(r, EXP, multiple, 2.0) * power_in(t)
 
 
@@ -137,9 +156,9 @@ def scale_by_factors(x: Expr, n: Expr) -> Expr:
     return x * power_of_two(half) * power_of_two(whole - half)
 
 
-def expm1(x: Expr) -> Expr:
+def expm1(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
     x = op("min", f(89.0), op("max", f(-18.0), x))
-    _, n, r = reduced(x)
+    _, n, r = reduced(x, 1.0, 0)
     whole = cast(n, dt.i32)
     half = op("shr", whole, const(1, dt.i32))
     big, rest = power_of_two(half), power_of_two(whole - half)
@@ -159,17 +178,21 @@ def log(x: Expr) -> Expr:
     e = op("shr", shifted, const(23, dt.i32))
     mantissa = cast(bits - op("shl", e, const(23, dt.i32)), F, "bits")
     exponent = cast(e, F) - select(tiny, f(23.0), f(0.0))
-    t = mantissa - 1.0
+    result = _log_near_one(mantissa - 1.0, exponent)
+    result = select(op("eq", x, f(math.inf)), x, result)
+    result = select(op("eq", x, 0.0), f(-math.inf), result)
+    # Written so that NaN takes the last arm as well.
+    return select(op("ge", x, 0.0), result, f(math.nan))
+
+
+def _log_near_one(t: Expr, exponent: Expr) -> Expr:
+    """log(1 + t) + exponent * ln 2 for 1 + t in [sqrt(1/2), sqrt(2))."""
     p = horner(t, (0.3333331048488617, -0.24999986588954926, 0.20002226531505585,
                    -0.16669251024723053, 0.14218658208847046, -0.1238434836268425,
                    0.11872976273298264, -0.11789807677268982, 0.06915368139743805))
     square = t * t
     low = fma(p * t, square, fma(exponent, f(LN2_LOW), square * -0.5))
-    result = fma(exponent, f(LN2_HIGH), t + low)
-    result = select(op("eq", x, f(math.inf)), x, result)
-    result = select(op("eq", x, 0.0), f(-math.inf), result)
-    # Written so that NaN takes the last arm as well.
-    return select(op("ge", x, 0.0), result, f(math.nan))
+    return fma(exponent, f(LN2_HIGH), t + low)
 
 
 def log1p(x: Expr) -> Expr:
@@ -180,27 +203,33 @@ def log1p(x: Expr) -> Expr:
     return select(op("eq", u, 1.0), x, select(op("eq", u, 0.0), f(-math.inf), exact))
 
 
-def over_one_plus_exp(numerator: Expr, x: Expr, multiple: float,
-                      coefficients: Sequence[float]) -> Expr:
+def _log1p_in_any_order(x: Expr) -> Expr:
+    """log1p without the rounding error of 1 + x, which a compiler may take for 0."""
+    near = op("and", op("gt", x, f(-0.29)), op("lt", x, f(0.41)))
+    return select(near, _log_near_one(x, f(0.0)), log(x + 1.0))
+
+
+def over_one_plus_exp(numerator: Expr, x: Expr, multiple: float, coefficients: Sequence[float],
+                      reduced: Reduction = reduced_by_sum) -> Expr:
     """numerator / (1 + exp(multiple * x)), where `multiple` is a power of two or its negative."""
     low, high = sorted((-87.0 / multiple, 89.0 / multiple))
-    t, _, r = reduced(_clamped(x, low, high), multiple, bias=126)
+    t, _, r = reduced(_clamped(x, low, high), multiple, 126)
     # 2 exp(multiple * r) times 2**(n - 1), as n may be 128: what is too large becomes infinite.
     power = exp_polynomial(r, coefficients, multiple, 2.0)
     return op("div", numerator, fma(power, power_in(t), f(1.0)))
 
 
-def tanh(x: Expr) -> Expr:
+def tanh(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
     a = op("abs", x)
     square = x * x
     p = horner(square, (-0.3333328068256378, 0.13331425189971924, -0.05373761057853699,
                         0.020630402490496635, -0.005693510174751282))
     small = fma(a * square, p, a)
-    large = over_one_plus_exp(broadcast(f(-2.0), x.lanes), a, 2.0, EXP) + 1.0
+    large = over_one_plus_exp(broadcast(f(-2.0), x.lanes), a, 2.0, EXP, reduced) + 1.0
     return _with_sign(select(op("lt", a, f(0.625)), small, large), x)
 
 
-def erf(x: Expr) -> Expr:
+def erf(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
     a = op("abs", x)
     square = x * x
     p = horner(square, (0.12837916612625122, -0.37612634897232056, 0.11283694207668304,
@@ -212,7 +241,7 @@ def erf(x: Expr) -> Expr:
     q = horner(t, (-0.00017468445003032684, 1.1295149326324463, 0.6333469152450562,
                    0.10828009247779846, -0.02511942759156227, 0.00417106319218874,
                    -0.00043446265044622123, 2.109505294356495e-05))
-    large = 1.0 - exp(op("neg", q))
+    large = 1.0 - exp(op("neg", q), reduced)
     return _with_sign(select(op("lt", a, f(0.925)), small, large), x)
 
 
@@ -223,4 +252,10 @@ def rsqrt(x: Expr) -> Expr:
 EXPANSIONS: dict[str, Callable[[Expr], Expr]] = {
     "exp": exp, "expm1": expm1, "log": log, "log1p": log1p, "tanh": tanh, "erf": erf,
     "rsqrt": rsqrt,
+}
+
+EXPANSIONS_IN_ANY_ORDER: dict[str, Callable[[Expr], Expr]] = {
+    **EXPANSIONS, "log1p": _log1p_in_any_order,
+    **{function.__name__: partial(function, reduced=reduced_by_round)
+       for function in (exp, expm1, tanh, erf)},
 }

@@ -12,7 +12,7 @@ from ...ir.expr import Cast, Const, Expr, Op, broadcast, cast, const, op, rebuil
 from ...ir.kernel.intrinsics import SCALE
 from ...ir.kernel.nodes import Block, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, While
 from .activations import composed
-from .elementary import EXPANSIONS, scale_by_factors
+from .elementary import EXPANSIONS, EXPANSIONS_IN_ANY_ORDER, scale_by_factors
 
 SOFT_FLOATS = (dt.f16, dt.bf16, dt.f8e4m3fn, dt.f8e4m3fnuz, dt.f8e5m2, dt.f8e5m2fnuz, dt.f8e8m0,
                dt.f4e2m1)
@@ -22,10 +22,12 @@ SUB_BYTE = (dt.i2, dt.i4, dt.u2, dt.u4)
 @dataclass(frozen=True)
 class Capabilities:
     """What the target's language does by itself. `fma`: one-instruction fused multiply-add.
-    `scale`: numbers of lanes in which x * 2**n is one instruction."""
+    `scale`: numbers of lanes in which x * 2**n is one instruction. `any_order`: its compilers may
+    take (x + c) - c for x."""
 
     fma: bool = True
     scale: frozenset[int] = frozenset()
+    any_order: bool = False
 
 
 class Legaliser:
@@ -66,7 +68,8 @@ class Legaliser:
             result = op(x.name, *wide)
             return result if result.dtype.is_bool else cast(result, x.dtype)
         if operand is dt.f32:
-            found = composed(x)
+            # As one formula they rely on the order of sums.
+            found = None if self.capabilities.any_order else composed(x)
             if found is not None:
                 function, operands = found
                 return self(function(*(self._memo[a] for a in operands)))
@@ -76,7 +79,8 @@ class Legaliser:
         return rebuild(x, args)
 
     def _op_f32(self, name: str, args: tuple[Expr, ...]) -> Expr:
-        expansion = EXPANSIONS.get(name)
+        table = EXPANSIONS_IN_ANY_ORDER if self.capabilities.any_order else EXPANSIONS
+        expansion = table.get(name)
         if expansion is not None:
             return self(expansion(args[0]))
         if name == "fma" and not self.capabilities.fma:

@@ -38,8 +38,8 @@ from ...ir.kernel.builder import Builder
 from ...ir.kernel.intrinsics import horizontal
 from ...ir.kernel.nodes import Buffer, Load, load
 
-VECTOR_DTYPES = (dt.f32, dt.i32, dt.u32, dt.bool_, dt.u8, dt.i8, dt.i64)
-"""Element types that vectors compute with, as many lanes as there are of 32 bits."""
+VECTOR_DTYPES = (dt.f32, dt.bf16, dt.i32, dt.u32, dt.bool_, dt.u8, dt.i8, dt.i64)
+"""Element types that vectors compute with (bf16 in f32), as many lanes as there are of 32 bits."""
 
 PARALLEL_WORK = 16384
 """Elements of work below which a loop is not worth a fork-join."""
@@ -50,13 +50,18 @@ class Machine:
     """What schedules need to know: `lanes` is the number of 32-bit lanes of a vector register (1:
     no vectors), `vector_registers` how many there are, `dot4` whether it has four-way u8 x i8 dot
     products, `halves` whether half a register is as quick (divisions are quicker), `exact` that no
-    algorithm may round more than the definition of an operator does."""
+    algorithm may round more than the definition of an operator does, `dot2` whether it has two-way
+    bf16 dot products, `tiles` whether it has tile registers for them (AMX), `flat` that every
+    element of a result is worth a task of its own (GPUs)."""
 
     lanes: int = 16
     vector_registers: int = 32
     dot4: bool = False
     halves: bool = False
     exact: bool = False
+    dot2: bool = False
+    tiles: bool = False
+    flat: bool = False
 
 
 def linear_in(e: Expr, variable: Var) -> tuple[Expr, Expr] | None:
@@ -110,7 +115,8 @@ def vectorisable(e: Expr, variable: Var, strided: bool = False) -> bool:
         elif isinstance(x, Cast):
             source = x.args[0].dtype
             if x.mode == "saturate" or source not in VECTOR_DTYPES or (
-                    source.is_float and x.dtype is dt.i64):
+                    source.is_float and x.dtype is dt.i64) or (
+                    x.dtype is dt.bf16 and source.is_integer and source.bits > 8):
                 return False
         else:
             return False
@@ -464,6 +470,11 @@ def _loops(writer: LoopWriter, variables: list[Var], out: Buffer, position: Expr
     from .transposed import crossing, write_tiles
 
     b, lanes = writer.b, writer.machine.lanes
+    if writer.machine.flat:
+        with each(b, variables, True) as mapping:
+            b.store(out, (substitute(position, mapping),),
+                    cast(writer.value(substitute(value, mapping)), out.dtype))
+        return
     inner = variables[-1] if variables else None
     vector = False
     if inner is not None and lanes > 1 and out.dtype in VECTOR_DTYPES:

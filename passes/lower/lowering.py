@@ -7,7 +7,7 @@ before `GENERIC_RULES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,7 @@ from ...ir.program import (
     Step,
     Storage,
 )
+from .choices import Choices, Plan, Question
 from .loops import Machine
 
 _TRUE = np.ones((), np.bool_)
@@ -43,6 +44,7 @@ class Lowering:
     program: Program
     machine: Machine
     rules: Sequence[Rule]
+    choices: Choices = field(default_factory=Choices)
     storages: dict[Value, Storage] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     input_symbols: set[Var] = field(default_factory=set)
@@ -89,6 +91,11 @@ class Lowering:
         self._sizes += 1
         return size(f"round{self._sizes}")
 
+    def choose(self, kind: str, problem: str, candidates: Iterable[Plan]) -> Plan:
+        """One of a template's plans for a problem: the first unless another was measured to be
+        quicker; see `choices`."""
+        return self.choices.choose(Question(kind, problem), candidates)
+
     # Steps ------------------------------------------------------------------------------------
 
     def kernel_name(self, op: str) -> str:
@@ -125,11 +132,12 @@ class Lowering:
         return steps
 
 
-def lower(graph: Graph, rules: Sequence[Rule], machine: Machine) -> Program:
+def lower(graph: Graph, rules: Sequence[Rule], machine: Machine,
+          choices: Choices | None = None) -> Program:
     """The program of a graph. Raises ModelError naming the node that no rule takes."""
     program = Program(graph.name, symbols=dict(graph.symbols),
                       conditions=dict(graph.conditions))
-    low = Lowering(program, machine, [*CONTROL_RULES, *rules])
+    low = Lowering(program, machine, [*CONTROL_RULES, *rules], choices or Choices())
     for k, value in enumerate(graph.inputs):
         low.input_symbols.update(value.type.symbols)
         low.storages[value] = Storage(value.name or f"input{k}", value.type, "input", k)

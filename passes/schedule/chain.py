@@ -22,7 +22,7 @@ from ..graph.chain import Stage, band_lines, stages_of
 from ..lower.generic import Group
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
-from .depthwise import DepthwisePlan, pack_depthwise
+from .depthwise import DepthwiseLoops, pack_depthwise
 from .dot import F32, ahead_of
 from .gemm import (
     Operands,
@@ -33,6 +33,7 @@ from .gemm import (
     store_tile,
 )
 from .microkernel import Epilogue, accumulators
+from .plans import depthwise_plans
 from .tiles import Registers, Tile, choose
 from .window import windows_of
 
@@ -60,7 +61,8 @@ def chain_rule(low: Lowering, node: Node) -> bool:
     if not all(s.epilogue.vectorisable() for s in steps):
         return False
     flops = sum((s.flops for s in stages), start=wrap(0))
-    _Kernel(b, steps, lines, low.machine.lanes).write(ops.outs[0], out.shape[0])
+    registers = Registers(low.machine.lanes, low.machine.vector_registers)
+    _Kernel(b, steps, lines, registers).write(ops.outs[0], out.shape[0])
     finish(low, node, ops, flops)
     return True
 
@@ -105,7 +107,10 @@ class _Kernel:
     b: Builder
     steps: list[_Step]
     lines: int
-    lanes: int
+    registers: Registers
+
+    def __post_init__(self) -> None:
+        self.lanes = self.registers.lanes
 
     def write(self, out: Buffer, images: Any) -> None:
         b, last = self.b, self.steps[-1]
@@ -193,7 +198,8 @@ class _Kernel:
         windows = windows_of(step.stage.root, step.stage.weights.shape[2:])
         assert windows is not None
         height, wide, channels = step.stage.operand
-        plan = DepthwisePlan(self.b, step.epilogue, windows[0], self.lanes, step.source,
-                             step.packed, channels, -(-channels // self.lanes), wrap(height),
-                             wrap(wide), False, source, target)
-        plan.row(n, line, step.stage.shape[1])
+        plan = next(depthwise_plans(4 * step.packed.shape[0], self.registers))
+        loops = DepthwiseLoops(self.b, step.epilogue, windows[0], plan, self.lanes, step.source,
+                               step.packed, channels, -(-channels // self.lanes), wrap(height),
+                               wrap(wide), False, source, target)
+        loops.row(n, line, step.stage.shape[1])

@@ -7,6 +7,8 @@ a buffer with borders.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,13 @@ from ..lower.generic import Group, materialise
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
 from .depthwise import is_depthwise, write_depthwise
-from .direct import Direct, Packed, Place, spread_place
+from .direct import DirectLoops, Packed, Place, spread_place
 from .dot import Dot, ahead_of, choose_dot
 from .gemm import add_operand, finish, needed, operands, outer_value, places, walks_as_one
 from .groups import Groups, pack_groups, share_vectors
 from .microkernel import Epilogue
-from .tiles import Registers, Tile, choose
+from .plans import SHARED_WEIGHTS, Direct, convolution_text, direct_plans
+from .tiles import Registers
 from .window import (
     LONGEST_LINE,
     Window,
@@ -100,16 +103,18 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     # Taps at the borders are single: they must begin with a step of their own.
     merged = groups.blocks == 1 and not groups.shuffled and all(
         w.dilations[-1] == 1 and (channels % dot.group == 0 or not w.guarded[-1]) for w in windows)
-    tile = _tile(windows[0], groups, Registers(lanes, low.machine.vector_registers))
+    plans = _plans(dot, groups, windows, merged, Registers(lanes, low.machine.vector_registers))
+    plan = low.choose("convolution", convolution_text(group, root), plans) \
+        if root.op == "conv_last" and count == 1 else next(plans)
     arrays = [pack_groups(dot, groups, weights[np.ix_(*map(range, weights.shape[:3]), *w.taps)],
-                          tile.vectors * lanes, merged) for w in windows]
+                          plan.vectors * lanes, merged) for w in windows]
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     buffer = ops.b.param("packed", dot.packed, (array.size,))
     ops.args.append(low.constant(array, TensorType(dot.packed, array.shape)))
     bases = [sum(a.size for a in arrays[:k]) for k in range(len(arrays))]
-    Direct(ops.b, epilogue, dot, groups, tile, lanes, image,
-           Packed(buffer, bases, array.nbytes, ahead_of(array)), spatial,
-           [batch, *windows[0].pixels[:-1]], windows, merged, place).write()
+    DirectLoops(ops.b, epilogue, dot, groups, plan, lanes, image,
+                Packed(buffer, bases, ahead_of(array)), spatial,
+                [batch, *windows[0].pixels[:-1]], windows, merged, place).write()
     finish(low, node, ops, sum((_product(batch, *w.pixels, *w.size) for w in windows), wrap(0))
            * (2 * channels * features * count))
     return True
@@ -136,11 +141,24 @@ def _one_line(window: Window, out: Value) -> tuple[tuple[Any, ...], list[Window]
     return (pixels,), [line], lambda window, n, outer, pixel: (*before, pixel, *behind)
 
 
-def _tile(window: Window, groups: Groups, registers: Registers) -> Tile:
-    pixels = window.pixels[-1] if isinstance(window.pixels[-1], int) else None
+def _plans(dot: Dot, groups: Groups, windows: list[Window], merged: bool,
+           registers: Registers) -> Iterator[Direct]:
+    """The plans for the windows of all groups, the cost model's first."""
+    pixels, steps = windows[0].pixels[-1], 0
+    for w in windows:
+        taps = prod(w.size)
+        if merged and taps:
+            run = groups.together * groups.channels * w.size[-1]
+            steps += taps // w.size[-1] * ceil(run / dot.group)
+        else:
+            steps += taps * groups.steps(dot)
     if groups.shuffled:  # One vector; registers for weights, a row and the lanes of its shuffle.
-        return Tile(min(SHUFFLED_ROWS, registers.count - 4), 1)
-    return choose(pixels, groups.together * groups.features, registers)
+        size = groups.blocks * steps * registers.lanes * dot.packed.itemsize
+        yield Direct(min(SHUFFLED_ROWS, registers.count - 4), 1, size <= SHARED_WEIGHTS)
+        return
+    yield from direct_plans(pixels if isinstance(pixels, int) else None,
+                            groups.together * groups.features, steps, dot.packed.itemsize,
+                            registers, groups.blocks)
 
 
 def _product(*dims: Any) -> Expr:

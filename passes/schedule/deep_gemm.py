@@ -42,11 +42,15 @@ def is_deep(rows: Any, inner: Any, columns: Any, tile: Tile, lanes: int) -> bool
         and (rows <= MANY_ROWS or inner > LONG_REDUCTION)
 
 
-def write_deep(b: Builder, store: Callable[..., None], tile: Tile, lanes: int,
+def blocks_of(inner: int, width: int) -> int:
+    """Blocks of a reduction such that a panel's stay in the level-1 cache."""
+    return ceil(inner * 4 * width / PANEL_BYTES)
+
+
+def write_deep(b: Builder, store: Callable[..., None], tile: Tile, lanes: int, blocks: int,
                x: Buffer, packed: Buffer, rows: int, inner: int, columns: int) -> None:
     """Writes the loops. `store(tile, accumulators, panel, first row)` runs the epilogue."""
     width = tile.vectors * lanes
-    blocks = ceil(inner * 4 * width / PANEL_BYTES)
     depth = ceil(inner / blocks)
     panels = ceil(columns / width)
     (height, count), *rest = split_rows(rows, tile.rows)

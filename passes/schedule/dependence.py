@@ -327,7 +327,7 @@ class Accesses:
             last = where[-1]
             if last.lanes == 1:
                 where[-1] = last + lane
-            elif isinstance(last, Ramp):
+            elif isinstance(last, Ramp) and last.args[0].lanes == 1:
                 where[-1] = last.args[0] + lane * last.stride
             limit = None if count is None else substitute(count, scope.lets)
             if limit is not None and not self._unknown(limit):

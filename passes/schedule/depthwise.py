@@ -20,14 +20,12 @@ from ...ir.kernel.nodes import Buffer, load
 from ..lower.generic import Group, materialise
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
-from .gemm import TASK_FLOPS, add_operand, finish, needed, operands
+from .gemm import add_operand, finish, needed, operands
 from .microkernel import Epilogue, accumulators
-from .tiles import Tile
+from .plans import Depthwise, convolution_text, depthwise_plans
+from .product_plans import TASK_FLOPS
+from .tiles import Registers, Tile
 from .window import Window, bordered, borders, pad_copy, within
-
-NEAR_WEIGHTS = 16 * 1024
-"""Bytes of depthwise weights up to which a tile of pixels takes all channels in turn: they stay in
-a level-1 cache, and lines are read from end to end."""
 
 
 def is_depthwise(root: Node, x: Value, weights: np.ndarray) -> bool:
@@ -80,13 +78,15 @@ def write_depthwise(low: Lowering, node: Node, group: Group, root: Node, x: Valu
     height = wrap(1) if lift else spatial[0]
     wide = spatial[-1]
     out_h = wrap(1) if lift else wrap(out.shape[1])
-    plan = DepthwisePlan(b, epilogue, window, lanes, image, packed, channels, blocks,
-                         height, wide, lift)
+    plan = low.choose("depthwise convolution", convolution_text(group, root), depthwise_plans(
+        array.nbytes, Registers(lanes, low.machine.vector_registers)))
+    loops = DepthwiseLoops(b, epilogue, window, plan, lanes, image, packed, channels, blocks,
+                           height, wide, lift)
     rows = n * out_h
     columns = out.shape[-2]
     per_row = (columns if isinstance(columns, int) else 64) * channels * 2 * array.shape[0]
     with b.loop("t", rows, "parallel", grain=max(1, TASK_FLOPS // max(1, per_row))) as t:
-        plan.row(b.let("n", t // out_h), b.let("oy", t % out_h), columns)
+        loops.row(b.let("n", t // out_h), b.let("oy", t % out_h), columns)
     finish(low, node, ops, wrap(out.type.numel) * (2 * array.shape[0]))
     return True
 
@@ -106,13 +106,14 @@ def pack_depthwise(weights: np.ndarray, lanes: int, kind: DType) -> np.ndarray:
 
 
 @dataclass
-class DepthwisePlan:
+class DepthwiseLoops:
     """What a depthwise kernel's loops share. `source` and `target` are the (image, line) that the
     buffers read and written start with: not the first ones where they hold a band of lines."""
 
     b: Builder
     epilogue: Epilogue
     window: Window
+    plan: Depthwise
     lanes: int
     image: Buffer
     packed: Buffer
@@ -135,7 +136,7 @@ class DepthwisePlan:
         right = op("max", op("min", inside, total), left)
         left, right = b.let("left", left), b.let("right", right)
         top = b.let("top", oy * w.strides[0] - wrap(w.low[0]))
-        if self.packed.shape[0] * self.packed.dtype.itemsize <= NEAR_WEIGHTS:
+        if self.plan.near:
             self._pixels(total, left, right, lambda *where: self._channels(
                 lambda v, count: self._tile(n, oy, top, v, count, *where)))
         else:
@@ -154,7 +155,7 @@ class DepthwisePlan:
     def _pixels(self, total: Expr, left: Expr, right: Expr,
                 write: Callable[[Expr, int, bool], None]) -> None:
         """write(first pixel, how many, whether at a border) for a line."""
-        b, tile = self.b, 6
+        b, tile = self.b, self.plan.pixels
         with b.loop("x", left) as ox:
             write(ox, 1, True)
         middle = right - left

@@ -21,15 +21,13 @@ from ...ir.graph.ops.shapes import same
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer
 from .dot import Dot
-from .gemm import LEAST_TASKS, TASK_FLOPS, RowBlock, store_tile
+from .gemm import RowBlock, store_tile
 from .groups import Groups, accumulate_shuffled
 from .microkernel import Epilogue, accumulators
+from .plans import Direct
+from .product_plans import LEAST_TASKS, TASK_FLOPS
 from .tiles import Tile
 from .window import Window, bordered_blocks
-
-SHARED_WEIGHTS = 512 * 1024
-"""Bytes of packed weights up to which all panels of a pixel row run in one task: they stay in a
-level-2 cache."""
 
 UNKNOWN = 64
 """What a size that only a run knows is taken for."""
@@ -47,16 +45,15 @@ def spread_place(window: Window, n: Expr, outer: list[Expr], pixel: Expr) -> tup
 @dataclass
 class Packed:
     """The weights of all windows behind each other in `buffer`, those of window k from `bases`[k]
-    on; `count` elements of which `bytes` are asked for `ahead` elements early."""
+    on, asked for `ahead` elements early."""
 
     buffer: Buffer
     bases: list[int]
-    bytes: int
     ahead: int
 
 
 @dataclass
-class Direct:
+class DirectLoops:
     """What the loops of one convolution share. `spatial` are the extents of the image, `lines` the
     batch and the outer axes of the grid; `merged` joins the taps of a line, which then follow each
     other without gaps in image and weights."""
@@ -65,7 +62,7 @@ class Direct:
     epilogue: Epilogue
     dot: Dot
     groups: Groups
-    tile: Tile
+    plan: Direct
     lanes: int
     image: Buffer
     packed: Packed
@@ -76,6 +73,7 @@ class Direct:
     place: Place = spread_place
 
     def __post_init__(self) -> None:
+        self.tile = Tile(self.plan.pixels, self.plan.vectors)
         self.width = self.tile.vectors * self.lanes
         self.per_block = self.groups.together * self.groups.features
         self.panels = -(-self.per_block // self.width)
@@ -85,13 +83,13 @@ class Direct:
 
     def write(self) -> None:
         """All results: a task takes a line, or a part of one where there are few, and one panel of
-        channels, or all of them where their weights stay near."""
+        channels, or all of them where the plan is to share their weights."""
         b = self.b
         lines: Expr = wrap(1)
         for extent in self.lines:
             lines = lines * wrap(extent)
         panels = self.groups.blocks * self.panels
-        shared = self.packed.bytes <= SHARED_WEIGHTS
+        shared = self.plan.shared
         chunk, parts = self._parts(lines, panels if shared else 1)
         tiles = sum(_known(block.count) for tiles in self.tiles for block, _ in tiles)
         work = min(chunk, tiles) * self._tile_flops() * (panels if shared else 1)

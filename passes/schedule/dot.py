@@ -1,5 +1,5 @@
-"""The arithmetic of a contraction's inner step: f32 multiply-add, four u8 x i8 products at once, or
-one 8-bit product where there are no vectors.
+"""The arithmetic of a contraction's inner step: f32 multiply-add, two bf16 or four u8 x i8 products
+at once, or one 8-bit product where there are no vectors.
 
 A step takes `group` consecutive elements of the reduction. Right operands are packed so that one
 step of one panel is `width` consecutive elements of `packed`.
@@ -18,7 +18,7 @@ from ...ir.dtype import DType
 from ...ir.expr import Expr, broadcast, cast, const, op, wrap
 from ...ir.graph.core import Value
 from ...ir.kernel.builder import Builder
-from ...ir.kernel.intrinsics import dot4, pack4
+from ...ir.kernel.intrinsics import dot2, dot4, pack4
 from ...ir.kernel.nodes import Buffer, load
 from ..lower.loops import Machine
 from .tiles import Tile
@@ -35,7 +35,8 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Dot:
-    """One kind of inner step. `packed` is the element type of packed weights."""
+    """One kind of inner step. `packed` is the element type of packed weights: i32 where it holds
+    the factors of a group."""
 
     group: int
     accumulator: DType
@@ -49,14 +50,14 @@ class Dot:
         """The left operand's elements from `at` on (`count` of them when fewer than a group)."""
         if self.group == 1:
             return load(x, (at,))
-        return pack4(load(x, (at,), 4, count))
+        return pack4(load(x, (at,), self.group, count))
 
     def combine(self, accumulator: Expr, row: Expr, column: Expr) -> Expr:
         if self.accumulator is not self.packed and self.group == 1:
             return accumulator + cast(row, self.accumulator) * cast(column, self.accumulator)
         if self.group == 1:
             return op("fma", row, column, accumulator)
-        return dot4(accumulator, row, column)
+        return (dot2 if self.group == 2 else dot4)(accumulator, row, column)
 
     def pack(self, matrix: np.ndarray, width: int) -> np.ndarray:
         """[..., runs, K, N] to [..., panels, runs, steps, width] of `packed` elements, zero where
@@ -121,6 +122,7 @@ def ahead_of(packed: np.ndarray) -> int:
 
 
 F32 = Dot(1, dt.f32, dt.f32)
+BF16 = Dot(2, dt.f32, dt.i32)
 U8I8 = Dot(4, dt.i32, dt.i32)
 
 
@@ -128,6 +130,8 @@ def choose_dot(machine: Machine, left: Value, right: Value, out: Value) -> Dot |
     """The inner step for these operands on this machine; None when it has none."""
     if left.dtype is right.dtype is out.dtype is dt.f32:
         return F32
+    if machine.dot2 and left.dtype is right.dtype is dt.bf16 and out.dtype is dt.f32:
+        return BF16
     bytes_ = (dt.u8, dt.i8)
     if machine.lanes == 1 and left.dtype in bytes_ and right.dtype in bytes_ \
             and out.dtype is dt.i32:

@@ -1,7 +1,8 @@
 """Matrix products: packed right operand, register tiles over rows and column panels.
 
 The right operand is packed to [batch, panels, K, panel width], padded with zero columns: at
-compile time when it is constant, else by a kernel of its own. The left operand is read in place.
+compile time when it is constant, else by a kernel of its own; a few rows read it where it is
+(`flat_gemm`). The left operand is read in place.
 """
 
 from __future__ import annotations
@@ -18,26 +19,19 @@ from ...ir.program import Storage
 from ..lower.generic import Group, materialise
 from ..lower.loops import PARALLEL_WORK, LoopWriter
 from ..lower.lowering import Lowering
-from .deep_gemm import is_deep, write_deep
+from .deep_gemm import write_deep
 from .dot import F32, Dot, Fetch, ahead_of, choose_dot
 from .flat_gemm import MOST_ROWS, chunk_of, write_flat
 from .microkernel import Epilogue, accumulators
-from .tiles import Registers, Tile, choose, split_rows
-
-RESIDENT_ROWS = 512 * 1024
-"""Bytes of the left operand that a task reads once per panel: half of a small level-2 cache."""
-
-LEAST_TASKS = 32
-"""Tasks that a product should have where its work allows, so that many threads share it."""
+from .plans import Product, others, sizes
+from .product_plans import TASK_FLOPS, Shape, product_plans
+from .tiles import Registers, Tile, split_rows
 
 UNROLLED_EPILOGUE = 160
 """Operations of an epilogue, over all vectors of a tile, that are unrolled."""
 
 PACKED_ROWS = 8
 """Rows that are packed together."""
-
-TASK_FLOPS = 200_000
-"""Work of one parallel task: large against a fork-join of a few microseconds."""
 
 
 @dataclass
@@ -177,10 +171,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
     lanes = low.machine.lanes
     flat = right.rank == 2 and walks_as_one(group, root)
-    height = _product(left.shape[:-1]) if flat else rows
-    tile = choose(height if isinstance(height, int) else None,
-                  columns if isinstance(columns, int) else 4 * lanes, registers)
-    width = tile.vectors * lanes
+    height = product(left.shape[:-1]) if flat else rows
     constant = right_outer.constant
     if constant is None and dot.group > 1:
         return False
@@ -189,12 +180,19 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
     if lanes > 1 and not epilogue.vectorisable():
         return False
+    batch = () if flat else out.shape[:-2]
     if constant is None and dot is F32 and lanes > 1 and isinstance(height, int) \
             and height <= MOST_ROWS:
-        _write_unpacked(low, group, ops, epilogue, height, () if flat else out.shape[:-2], left,
-                        right, registers)
+        _write_unpacked(low, group, ops, epilogue, height, batch, left, right, registers)
         finish(low, node, ops, wrap(out.type.numel) * wrap(inner) * 2)
         return True
+    shape = Shape(rows=height if flat else rows, inner=inner, columns=columns)
+    plan = low.choose("matrix product", " ".join((
+        f"{left.dtype.name}[{sizes((*batch, shape.rows, inner))}]",
+        f"{right.dtype.name}[{sizes((*right.shape[:-2], inner, columns))}]",
+        "given" if constant is None else "constant", others(group, root))),
+        product_plans(shape, height, not batch and dot is F32, registers, left.dtype.itemsize))
+    width = plan.vectors * lanes
     if constant is not None:
         array = dot.pack(constant[..., None, :, :], width)
         packed = low.constant(array, TensorType(dot.packed, array.shape))
@@ -203,25 +201,15 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     add_operand(low, group, ops, left)
     panel_buffer = ops.b.param("packed", dot.packed, (packed.type.numel,))
     ops.args.append(packed)
-    shape = Shape(rows=height if flat else rows, inner=inner, columns=columns)
-    batch = () if flat else out.shape[:-2]
-    _write(ops, epilogue, dot, shape, batch, left, right, out, tile, lanes, panel_buffer,
+    _write(ops, epilogue, dot, shape, batch, left, right, out, plan, lanes, panel_buffer,
            0 if constant is None else ahead_of(array))
     flops = wrap(out.type.numel) * wrap(inner) * 2
     finish(low, node, ops, flops)
     return True
 
 
-@dataclass
-class Shape:
-    """rows x inner times inner x columns."""
-
-    rows: Any
-    inner: Any
-    columns: Any
-
-
-def _product(dims) -> Any:
+def product(dims) -> Any:
+    """The product of dimensions."""
     total: Any = 1
     for d in dims:
         total = total * d
@@ -244,14 +232,15 @@ def walks_as_one(group: Group, root: Node) -> bool:
 
 
 def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, left: Value,
-           right: Value, out: Value, tile: Tile, lanes: int, packed: Buffer, ahead: int) -> None:
+           right: Value, out: Value, plan: Product, lanes: int, packed: Buffer,
+           ahead: int) -> None:
     b, x = ops.b, ops.buffers[left]
+    tile, chunk = Tile(plan.rows, plan.vectors), plan.chunk
     width = tile.vectors * lanes
     inner, columns = wrap(shape.inner), wrap(shape.columns)
     panels = (columns + (width - 1)) // width
-    count = _product([wrap(d) for d in batch])
+    count = product([wrap(d) for d in batch])
     blocks = row_blocks(shape.rows, tile.rows)
-    chunk = _chunk(shape, tile, width, x.dtype.itemsize, blocks[0].count)
     tasks_per_panel = wrap(blocks[0].count + (chunk - 1)) // chunk if blocks else wrap(1)
     if len(blocks) > 1:  # Where all main tiles are missing, a task is there for the rest.
         tasks_per_panel = op("max", tasks_per_panel, 1)
@@ -265,15 +254,15 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         c = flat_index(broadcast_index(index, right.shape[:-2], batch), right.shape[:-2])
         return a * wrap(shape.rows) * inner, c * panels * dot.steps(inner) * width
 
-    if not batch and dot is F32 and is_deep(
-            shape.rows, shape.inner, shape.columns, tile, lanes):
+    if plan.blocks:
         lead, between = places(out)
 
         def store(part: Tile, acc: Buffer, panel: Expr, row: Expr) -> None:
             store_tile(b, epilogue, part, lanes, acc, panel, columns, width,
                        lambda r, column: (*lead, row + r, *between, column))
 
-        write_deep(b, store, tile, lanes, x, packed, shape.rows, shape.inner, shape.columns)
+        write_deep(b, store, tile, lanes, plan.blocks, x, packed, shape.rows, shape.inner,
+                   shape.columns)
         return
     pace = _fetch_pace(blocks[0].count, chunk, width) if ahead and blocks else 0
     total = wrap(count) * panels * tasks_per_panel
@@ -325,7 +314,7 @@ def _write_unpacked(low: Lowering, group: Group, ops: Operands, epilogue: Epilog
     chunks = (wrap(columns) + (chunk - 1)) // chunk
     work = 2 * rows * chunk * (inner if isinstance(inner, int) else 256)
     column = var("column", extent=wrap(columns))
-    with b.loop("t", _product([wrap(d) for d in batch]) * chunks, "parallel",
+    with b.loop("t", product([wrap(d) for d in batch]) * chunks, "parallel",
                 grain=max(1, TASK_FLOPS // max(1, work))) as t:
         index = unflatten(b.let("m", t // chunks), batch) if batch else ()
         lead, between = (index, ()) if batch else places(out)
@@ -352,20 +341,6 @@ def _fetch_pace(tiles: Any, chunk: int, width: int) -> int:
     if not isinstance(tiles, int) or min(tiles, chunk) < 3:
         return 0
     return -(-width // min(tiles, chunk))
-
-
-def _chunk(shape: Shape, tile: Tile, width: int, itemsize: int, tiles: Any) -> int:
-    """Row tiles per task: enough work for a fork-join, few enough that their rows stay in the
-    level-2 cache and that there are tasks for many threads."""
-    inner = shape.inner if isinstance(shape.inner, int) else 256
-    least = max(1, round(TASK_FLOPS / max(1, 2 * tile.rows * width * inner)))
-    resident = RESIDENT_ROWS // max(1, tile.rows * inner * itemsize)
-    if isinstance(tiles, int) and isinstance(shape.columns, int):
-        resident = min(resident, -(-tiles * -(-shape.columns // width) // LEAST_TASKS))
-    chunk = max(least, resident)
-    if isinstance(tiles, int) and tiles > 0:
-        chunk = -(-tiles // -(-tiles // chunk))  # even ones
-    return chunk
 
 
 @dataclass

@@ -74,10 +74,19 @@ class Epilogue:
     def store(self, index: Sequence[Expr], column: Var, base: Expr, lanes: int, result: Expr,
               count: Expr | None = None) -> None:
         """Stores `lanes` results for the output index whose last entry is base, base + 1, ..."""
+        stored: dict[Value, Expr] = {}
         for value, target in zip(self.outputs, self.targets, strict=True):
             where = (*index[:-1], column)
-            e = self.inliner.at(value, where)
-            out = self.writer.value(e, column, lanes, base, count, {self.element: result})
+            node = value.node
+            if node is not None and node.op == "cast" and node.attrs["mode"] == "value" \
+                    and node.inputs[0] in stored:
+                out = stored[node.inputs[0]]  # it leaves in another type as well
+            else:
+                e = self.inliner.at(value, where)
+                out = self.writer.value(e, column, lanes, base, count, {self.element: result})
+                if len(self.outputs) > 1:
+                    out = self.writer.b.let("y", broadcast(out, lanes))
+                stored[value] = out
             position = flat_index((*index[:-1], base), value.shape)
             self.writer.b.store(target, (position,),
                                 broadcast(cast(out, target.dtype), lanes), count)

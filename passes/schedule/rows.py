@@ -138,12 +138,12 @@ WORK = {"softmax": 8, "log_softmax": 8, "layer_norm": 4, "rms_norm": 3}
 # The rule -----------------------------------------------------------------------------------------
 
 
-class _OtherIndex(Exception):
+class OtherIndex(Exception):
     """The elementwise operators do not read the row operator's result at their own index."""
 
 
 @dataclass(eq=False)
-class _Plan:
+class RowPlan:
     """The space of a row kernel and the variables of its rows."""
 
     space: RowSpace
@@ -153,21 +153,28 @@ class _Plan:
     vector_outputs: bool = True
 
 
+def row_anchor(group: Group) -> Node | None:
+    """The group's row operator, when a template covers the group."""
+    anchors = [n for n in group.nodes if n.op in TEMPLATES]
+    if len(anchors) != 1:
+        return None
+    shape = anchors[0].output.shape
+    if any(v.shape != shape for v in group.outputs) or any(
+            isinstance(d, int) and d == 0 for d in shape):
+        return None
+    return anchors[0]
+
+
 def row_rule(low: Lowering, node: Node) -> bool:
     """Softmax and normalisations with elementwise prologue and epilogue."""
     group = Group(node)
-    anchors = [n for n in group.nodes if n.op in TEMPLATES]
-    if len(anchors) != 1:
-        return False
-    root = anchors[0]
-    shape = root.output.shape
-    if any(v.shape != shape for v in group.outputs) or any(
-            isinstance(d, int) and d == 0 for d in shape):
+    root = row_anchor(group)
+    if root is None:
         return False
     ops = operands(low, group, root.op, set(group.inputs))
     try:
-        plan = _plan(group, root, ops)
-    except _OtherIndex:
+        plan = plan_rows(group, root, ops)
+    except OtherIndex:
         return False
     _write(low, ops, root, plan)
     total = wrap(root.output.type.numel)
@@ -175,7 +182,8 @@ def row_rule(low: Lowering, node: Node) -> bool:
     return True
 
 
-def _plan(group: Group, root: Node, ops: Operands) -> _Plan:
+def plan_rows(group: Group, root: Node, ops: Operands) -> RowPlan:
+    """The space of a group's row operator. Raises OtherIndex."""
     out, wide = root.output, accumulator(root.output.dtype)
     index = tuple(const(0) if d == 1 and isinstance(d, int) else placeholder(wrap(d))
                   for d in out.shape)
@@ -190,7 +198,7 @@ def _plan(group: Group, root: Node, ops: Operands) -> _Plan:
 
     def own(at: tuple[Expr, ...]) -> Expr:
         if any(a is not b for a, b in zip(at, index, strict=True)):
-            raise _OtherIndex
+            raise OtherIndex
         value: Expr = result
         for i, sign in ((1, "mul"), (2, "add")):
             operand = root.inputs[i] if i < len(root.inputs) else None
@@ -217,10 +225,10 @@ def _plan(group: Group, root: Node, ops: Operands) -> _Plan:
     if not row:  # rows of one element
         row = [placeholder(1)]
     space = RowSpace(x, result, outputs, position, row, row[-1])
-    return _Plan(space, rows, rows[-1] if behind else None)
+    return RowPlan(space, rows, rows[-1] if behind else None)
 
 
-def _write(low: Lowering, ops: Operands, root: Node, plan: _Plan) -> None:
+def _write(low: Lowering, ops: Operands, root: Node, plan: RowPlan) -> None:
     space, wide = plan.space, plan.space.result.dtype
     lanes = low.machine.lanes if wide is dt.f32 else 1
     across = _across(plan, lanes)
@@ -237,9 +245,9 @@ def _write(low: Lowering, ops: Operands, root: Node, plan: _Plan) -> None:
                 and extent <= IN_REGISTERS * lanes)
     spill = None
     if not (resident and vector_x and vector_outputs):
-        spill = _spill(low, ops, root, wide)
+        spill = spill_buffer(low, ops, root, wide)
     writer = LoopWriter(ops.b, low.machine)
-    with each(ops.b, plan.rows, _parallel(plan, root)) as mapping:
+    with each(ops.b, plan.rows, _parallel(low, plan, root)) as mapping:
         visits = Along(ops.b, lanes, space.row, resident)
         walk_ = Walk(ops.b, writer, space.at(mapping), visits, wide, spill)
         if not vector_x:
@@ -247,7 +255,7 @@ def _write(low: Lowering, ops: Operands, root: Node, plan: _Plan) -> None:
         TEMPLATES[root.op](walk_, root, vector_outputs)
 
 
-def _across(plan: _Plan, lanes: int) -> Var | None:
+def _across(plan: RowPlan, lanes: int) -> Var | None:
     """The variable across rows that lanes can stand for, if that is better than along the row."""
     if lanes == 1:
         return None
@@ -273,7 +281,7 @@ def _vector_outputs(space: RowSpace, strided: bool = False) -> bool:
                for _, e in space.outputs)
 
 
-def _write_across(low: Lowering, ops: Operands, root: Node, plan: _Plan, lanes: int) -> None:
+def _write_across(low: Lowering, ops: Operands, root: Node, plan: RowPlan, lanes: int) -> None:
     b, space = ops.b, plan.space
     across = space.variable
     others = [v for v in plan.rows if v is not across]
@@ -285,10 +293,10 @@ def _write_across(low: Lowering, ops: Operands, root: Node, plan: _Plan, lanes: 
     vectors = vectors_across(across.extent, lanes, unit)
     if resident:
         vectors = max(1, min(vectors, 2 * IN_REGISTERS // length))
-    spill = None if resident else _spill(low, ops, root, dt.f32)
+    spill = None if resident else spill_buffer(low, ops, root, dt.f32)
     writer = LoopWriter(b, low.machine)
     block = placeholder((extent + (vectors * lanes - 1)) // (vectors * lanes))
-    with each(b, [*others, block], _parallel(plan, root)) as mapping:
+    with each(b, [*others, block], _parallel(low, plan, root)) as mapping:
         given = space.at(mapping)
 
         def write(width: int, bases: list[Expr], counts: list[Expr | None]) -> None:
@@ -299,7 +307,7 @@ def _write_across(low: Lowering, ops: Operands, root: Node, plan: _Plan, lanes: 
         blocks_across(b, extent, base, vectors, lanes, unit, write)
 
 
-def _spill(low: Lowering, ops: Operands, root: Node, wide: dt.DType) -> Buffer:
+def spill_buffer(low: Lowering, ops: Operands, root: Node, wide: dt.DType) -> Buffer:
     """A buffer of the output's shape in the type of the statistics: an output, if one fits."""
     for y in ops.outs:
         if y.dtype is wide:
@@ -309,11 +317,11 @@ def _spill(low: Lowering, ops: Operands, root: Node, wide: dt.DType) -> Buffer:
     return ops.b.param("scratch", wide, (type.numel,))
 
 
-def _parallel(plan: _Plan, root: Node) -> bool:
+def _parallel(low: Lowering, plan: RowPlan, root: Node) -> bool:
     work: Expr = const(WORK[root.op])
     for v in (*plan.rows, *plan.space.row):
         work = work * wrap(v.extent)
-    return not (isinstance(work, Const) and work.value < PARALLEL_WORK)
+    return low.machine.flat or not (isinstance(work, Const) and work.value < PARALLEL_WORK)
 
 
 ROW_RULES: tuple[Rule, ...] = (row_rule, recurrent_rule)

@@ -41,19 +41,42 @@ def candidates(registers: Registers) -> list[Tile]:
     return result
 
 
+def cycles(tile: Tile, rows: int | None, columns: int, registers: Registers) -> float:
+    """Modelled cycles of one step of the reduction for rows x columns results; rows None when they
+    are known only at run time."""
+    panels = ceil(columns / (tile.vectors * registers.lanes))
+    return panels * sum((count * step_cycles(Tile(height, tile.vectors), registers)
+                         for height, count in split_rows(_typical(rows), tile.rows)), 0.0)
+
+
+def _typical(rows: int | None) -> int:
+    return rows if rows is not None else 64
+
+
 def choose(rows: int | None, columns: int, registers: Registers) -> Tile:
     """The tile with the fewest modelled cycles for rows x columns results; rows None when they
     are known only at run time."""
-    typical = rows if rows is not None else 64
-
     def cost(tile: Tile) -> tuple[float, int, int]:
-        panels = ceil(columns / (tile.vectors * registers.lanes))
-        total = 0.0
-        for height, count in split_rows(typical, tile.rows):
-            total += count * step_cycles(Tile(height, tile.vectors), registers)
-        return (panels * total, -tile.rows * tile.vectors, tile.vectors)
+        return (cycles(tile, rows, columns, registers), -tile.rows * tile.vectors, tile.vectors)
 
     return min(candidates(registers), key=cost)
+
+
+SLOWEST = 1.5
+"""Modelled cycles, over those of the best tile, up to which a tile may be the quickest in truth."""
+
+
+def distinct_tiles(rows: int | None, columns: int, registers: Registers) -> list[Tile]:
+    """Tiles that cut rows x columns results differently and may be the quickest: the best of every
+    number of vectors, then the others, by modelled cycles."""
+    cost = {t: cycles(t, rows, columns, registers) for t in candidates(registers)}
+    ranked = sorted(cost, key=lambda t: (cost[t], -t.rows * t.vectors, t.vectors))
+    cuts: dict[tuple, Tile] = {}
+    for tile in ranked:
+        if cost[tile] <= SLOWEST * cost[ranked[0]]:
+            cuts.setdefault((tile.vectors, *split_rows(_typical(rows), tile.rows)), tile)
+    best = {t.vectors: t for t in reversed(cuts.values())}
+    return sorted(cuts.values(), key=lambda t: best[t.vectors] is not t)
 
 
 def split_rows(rows: int, limit: int) -> list[tuple[int, int]]:

@@ -14,8 +14,8 @@ and Improving the Accuracy of Winograd Convolution for Deep Neural Networks").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
 from typing import Any
@@ -34,6 +34,7 @@ from ..lower.lowering import Lowering
 from .dot import F32, ahead_of
 from .gemm import add_operand, finish, needed, operands, outer_value, row_blocks
 from .microkernel import Epilogue, accumulators
+from .plans import Direct, Winograd, convolution_text, direct_plans, tiles_for
 from .tiles import Registers, Tile, choose, split_rows, step_cycles
 
 INPUT_BYTES = 768 * 1024
@@ -41,6 +42,9 @@ INPUT_BYTES = 768 * 1024
 
 LEAST_BLOCKS = 6
 """Blocks of tiles from which on each is a task; below, panels of columns are tasks as well."""
+
+FEWEST_TILES, MOST_TILES = 4, 56
+"""Tiles of a block, at least and at most."""
 
 FULL_BLOCK = 14
 """Tiles of a block that fill a register tile."""
@@ -197,7 +201,7 @@ def winograd_cycles(shape: Shape, transform: Transform, registers: Registers) ->
 def block_of(tiles: int | None, transform: Transform, channels: int, lanes: int) -> int:
     """Tiles that a task transforms and multiplies together; `tiles` None when unknown."""
     each = 4 * transform.size**2 * ceil(channels / lanes) * lanes
-    most = min(max(INPUT_BYTES // each, 4), 56)
+    most = min(max(INPUT_BYTES // each, FEWEST_TILES), MOST_TILES)
     if tiles is None:
         return most
     if tiles >= LEAST_BLOCKS * FULL_BLOCK:
@@ -224,6 +228,42 @@ def choose_transform(out: Value, weights: np.ndarray, registers: Registers) -> T
     return None
 
 
+def tiles_of(out: Value, transform: Transform) -> Expr:
+    """Tiles that cover the results."""
+    n, height, width, _ = (wrap(d) for d in out.shape)
+    m = transform.outputs
+    return n * ((height + (m - 1)) // m) * ((width + (m - 1)) // m)
+
+
+def plans(out: Value, weights: np.ndarray, registers: Registers) -> Iterator[Winograd | Direct]:
+    """The cost model's plan, then others: of its transform, of the other transforms that are exact
+    enough, and of the direct form."""
+    features, channels = weights.shape[:2]
+
+    def modelled(transform: Transform, block: int | None = None) -> Winograd:
+        count = getattr(tiles_of(out, transform), "value", None)
+        block = block or block_of(count, transform, channels, registers.lanes)
+        tile = choose(block, features, registers)
+        return Winograd(transform.outputs, block, tile.rows, tile.vectors)
+
+    width = out.shape[-2]
+    direct = direct_plans(width if isinstance(width, int) else None, features, 9 * channels, 4,
+                          registers)
+    transform = choose_transform(out, weights, registers)
+    if transform is None:
+        yield next(direct)
+    else:
+        first = modelled(transform)
+        yield first
+        yield from (modelled(transform, n) for n in (first.block // 2, 2 * first.block)
+                    if FEWEST_TILES <= n <= MOST_TILES)
+        yield from (replace(first, rows=t.rows, vectors=t.vectors)
+                    for t in tiles_for(first.block, features, registers)[1:3])
+    yield from (modelled(t) for t in TRANSFORMS
+                if t is not transform and error_estimate(t, weights) <= LARGEST_ERROR)
+    yield from direct
+
+
 # The kernel -----------------------------------------------------------------------------------
 
 
@@ -246,8 +286,8 @@ def winograd_rule(low: Lowering, node: Node) -> bool:
             or not x.dtype is w.dtype is out.dtype is dt.f32:
         return False
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
-    transform = choose_transform(out, weights, registers)
-    if transform is None:
+    plan = low.choose("convolution", convolution_text(group, root), plans(out, weights, registers))
+    if not isinstance(plan, Winograd):
         return False
     ops = operands(low, group, "winograd", needed(group, root, x))
     writer = LoopWriter(ops.b, low.machine)
@@ -255,7 +295,7 @@ def winograd_rule(low: Lowering, node: Node) -> bool:
     if not epilogue.vectorisable():
         return False
     add_operand(low, group, ops, x)
-    kernel = _Kernel(ops.b, epilogue, transform, registers, ops.buffers[x], x, out, weights,
+    kernel = _Kernel(ops.b, epilogue, plan, registers, ops.buffers[x], x, out, weights,
                      tuple(a["low"]))
     storage = low.constant(kernel.array, TensorType(dt.f32, kernel.array.shape))
     kernel.packed = ops.b.param("packed", dt.f32, (kernel.array.size,))
@@ -277,11 +317,12 @@ class _Kernel:
 
     packed: Buffer
 
-    def __init__(self, b: Builder, epilogue: Epilogue, transform: Transform, registers: Registers,
+    def __init__(self, b: Builder, epilogue: Epilogue, plan: Winograd, registers: Registers,
                  image: Buffer, x: Value, out: Value, weights: np.ndarray, low: tuple[int, ...]):
+        transform = next(t for t in TRANSFORMS if t.outputs == plan.outputs)
         self.b, self.epilogue, self.transform = b, epilogue, transform
         self.image, self.low, self.lanes = image, low, registers.lanes
-        n, height, width, channels = x.shape
+        _, height, width, channels = x.shape
         self.height, self.width = wrap(height), wrap(width)
         self.channels, self.features = int(weights.shape[1]), int(weights.shape[0])
         assert same(channels, self.channels)
@@ -289,12 +330,12 @@ class _Kernel:
         m = transform.outputs
         self.down = (self.out_height + (m - 1)) // m
         self.across = (self.out_width + (m - 1)) // m
-        self.tiles: Expr = wrap(n) * self.down * self.across
+        self.tiles = tiles_of(out, transform)
         known = getattr(self.tiles, "value", None)
-        self.block = block_of(known, transform, self.channels, self.lanes)
+        self.block = plan.block
         self.blocks: Any = (self.tiles + (self.block - 1)) // self.block if known is None \
             else ceil(known / self.block)
-        self.tile = choose(self.block, self.features, registers)
+        self.tile = Tile(plan.rows, plan.vectors)
         self.columns = self.tile.vectors * self.lanes
         self.panels = ceil(self.features / self.columns)
         self.components = transform.size**2

@@ -47,8 +47,13 @@ enum {
     SMELT_CPU_X86_64_V3 = 2,
     SMELT_CPU_X86_64_V4 = 4,
     SMELT_CPU_AVX_VNNI = 8,
-    SMELT_CPU_AVX512_VNNI = 16
+    SMELT_CPU_AVX512_VNNI = 16,
+    SMELT_CPU_AVX512_BF16 = 32
 };
+
+/* Asks the system, once for the process, to let it use the tile registers of AMX with bf16 products
+ * (Linux keeps them from programs that do not ask); 1 when it may, 0 when not, or without them. */
+int smelt_allow_tiles(void);
 
 /* What one run sees. `dims` holds the sizes that inputs bind, then those that data binds. */
 struct smelt_frame {

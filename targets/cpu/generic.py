@@ -20,11 +20,11 @@ from ...passes.dump import dump_kernels
 from ...passes.graph.pipeline import Options, optimise
 from ...passes.kernel.simplify import simplify
 from ...passes.plan import plan_by_type
-from ..base import Build, BuildOptions, Progress, silent
+from ..base import Build, BuildOptions, Progress, memory_report, silent
 from .generic_library import shared_library
 from .generic_size import measure
 from .isa import Variant
-from .target import build_manifest, lower_for, memory_report
+from .target import build_manifest, check_precision, lower_for, machine_of, tuning_report
 from .toolchain import Compiler, find_compiler
 
 PORTABLE = Variant("generic", SCALAR, doc="portable C11: no heap, no threads, no system")
@@ -44,13 +44,17 @@ class GenericTarget:
     def build(self, graph: Graph, options: BuildOptions, progress: Progress = silent) -> Build:
         """Optimises, lowers and prints; see `Target.build`. Compiles where there is a compiler,
         to measure code and stack and to make the library."""
+        check_precision([PORTABLE], options)
         blob = _wants_blob(options)
         _require_constant_inputs(graph)
         progress("optimising the graph", 0, 3)
-        chosen = Options(passes=options.passes or "", channels_last=True)
+        chosen = Options(passes=options.passes or "", channels_last=True, low_bit=True)
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         progress("generating kernels", 1, 3)
-        program = lower_for(graph, PORTABLE)
+        choices = options.records.choices(machine_of(PORTABLE))
+        program = lower_for(graph, PORTABLE, choices=choices)
+        if options.records.entries:
+            reports["tuning"] = tuning_report([choices])
         bound_sizes(program)  # raises before memory of unknown size is planned
         _simplify(program)
         dump_kernels(program, PORTABLE.name)

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...codegen.c_vector import AVX2, AVX512, NEON, SCALAR, SSE, WASM_SIMD, VectorIsa, with_dot4
+from ...codegen.c_vector import (
+    AVX2,
+    AVX512,
+    NEON,
+    SCALAR,
+    SSE,
+    WASM_SIMD,
+    VectorIsa,
+    with_dot2,
+    with_dot4,
+    with_tiles,
+)
 from ...errors import TargetError
 
 
@@ -65,6 +76,19 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
+def _native_avx512(features: frozenset[str]) -> Variant:
+    """The variant of this machine when it has AVX-512, with the extensions of it that it has."""
+    vector, needed = AVX512, ["X86_64_V4"]
+    for feature, extend in (("avx512_vnni", with_dot4), ("avx512_bf16", with_dot2)):
+        if feature in features:
+            vector = extend(vector)
+            needed.append(feature.upper())
+    if vector.dot2 and {"amx_tile", "amx_bf16"} <= features:
+        vector = with_tiles(vector)  # what uses them asks for them itself
+    return Variant("native", vector, ("-march=native", "-mprefer-vector-width=512"), "",
+                   has(*needed), "this machine (AVX-512)")
+
+
 @cache
 def native() -> Variant:
     """The variant that uses all of this machine."""
@@ -73,11 +97,7 @@ def native() -> Variant:
     if machine in ("x86_64", "AMD64"):
         features = cpu_features()
         if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= features:
-            dot4 = "avx512_vnni" in features
-            return Variant("native", with_dot4(AVX512) if dot4 else AVX512,
-                           (*flags, "-mprefer-vector-width=512"), "",
-                           has("X86_64_V4", *(["AVX512_VNNI"] if dot4 else [])),
-                           "this machine (AVX-512)")
+            return _native_avx512(features)
         if {"avx2", "fma"} <= features:
             dot4 = "avx_vnni" in features
             return Variant("native", with_dot4(AVX2) if dot4 else AVX2, flags, "",

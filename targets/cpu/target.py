@@ -11,13 +11,14 @@ from typing import Any
 from ...codegen.host import HostPrinter, Weights, pack_weights, used_storages
 from ...codegen.portable import identifier
 from ...errors import TargetError
-from ...ir.expr import text
 from ...ir.graph.core import Graph
 from ...ir.program import Program
 from ...passes.dump import dump_kernels
+from ...passes.graph.base import PassReport
 from ...passes.graph.pipeline import Options, optimise
 from ...passes.in_place import share
 from ...passes.kernel.legalise import Capabilities, legalise
+from ...passes.lower.choices import Choices
 from ...passes.lower.generic import GENERIC_RULES
 from ...passes.lower.loops import Machine
 from ...passes.lower.lowering import Rule, lower
@@ -26,15 +27,27 @@ from ...passes.schedule.attention import attention_rule
 from ...passes.schedule.chain import chain_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
+from ...passes.schedule.low_bit import low_bit_rule
+from ...passes.schedule.low_bit_encode import encode_rule
 from ...passes.schedule.rows import ROW_RULES
+from ...passes.schedule.tile_gemm import tile_conv_rule, tile_matmul_rule
 from ...passes.schedule.winograd import winograd_rule
 from ...runtime import abi
-from ..base import Build, BuildOptions, Progress, Target, silent
+from ..base import (
+    Build,
+    BuildOptions,
+    Progress,
+    Target,
+    describe_program,
+    memory_report,
+    silent,
+)
 from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
-RULES: tuple[Rule, ...] = (chain_rule, attention_rule, matmul_rule, winograd_rule, conv_rule,
-                           *ROW_RULES, *GENERIC_RULES)
+RULES: tuple[Rule, ...] = (chain_rule, attention_rule, encode_rule, low_bit_rule, tile_matmul_rule,
+                           tile_conv_rule, matmul_rule, winograd_rule, conv_rule, *ROW_RULES,
+                           *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 
@@ -54,20 +67,27 @@ class CpuTarget:
         return {"name": self.name, "variants": [v.name for v in self.variants], "toolchain": tool,
                 "doc": "; ".join(v.doc for v in self.variants)}
 
+    def optimise(self, graph: Graph, options: BuildOptions) -> list[PassReport]:
+        """Runs the graph passes; returns their reports."""
+        vectors = all(v.vector.lanes > 1 for v in self.variants)
+        return optimise(graph, Options(
+            passes=options.passes or "", channels_last=True, attention=vectors, chains=vectors,
+            low_bit=True, bf16=options.precision == "bf16"))
+
     def build(self, graph: Graph, options: BuildOptions, progress: Progress = silent) -> Build:
         """Optimises, lowers and compiles; see `Target.build`."""
         compiler = find_compiler(self.variants[0].zig)
+        check_precision(self.variants, options)
         if not self.variants[0].threads:
             options = replace(options, threads=False)
         progress("optimising the graph", 0, 4)
-        vectors = all(v.vector.lanes > 1 for v in self.variants)
-        chosen = Options(passes=options.passes or "", channels_last=True, attention=vectors,
-                         chains=vectors)
-        reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
-        programs = []
+        reports: dict[str, Any] = {"passes": self.optimise(graph, options)}
+        programs, taken = [], []
         for variant in self.variants:
             progress(f"generating kernels for {variant.name}", 1, 4)
-            programs.append(lower_for(graph, variant, options.exact))
+            choices = options.records.choices(machine_of(variant, options.exact))
+            programs.append(lower_for(graph, variant, options.exact, choices))
+            taken.append(choices)
             dump_kernels(programs[-1], variant.name)
         lifetimes = [plan(p) for p in programs]
         weights = _shared_weights(programs)
@@ -84,20 +104,33 @@ class CpuTarget:
         reports["memory"] = memory_report(programs[0], lifetimes[0])
         reports["sizes"] = {"weights": weights[0].size, "code": sizes,
                             "arena": programs[0].arena_size}
+        if options.records.entries:
+            reports["tuning"] = tuning_report(taken)
         return Build(manifest, files, programs[0], graph, reports)
+
+
+def check_precision(variants: list[Variant], options: BuildOptions) -> None:
+    """Raises TargetError when a variant has no instructions for the precision."""
+    lacking = [v.name for v in variants if not v.vector.dot2]
+    if options.precision == "bf16" and lacking:
+        raise TargetError(f"{' and '.join(lacking)} has no instructions for bf16 products "
+                          f"(AVX512_BF16): compile with precision f32, or on a machine that has "
+                          f"them for target cpu")
 
 
 def machine_of(variant: Variant, exact: bool = False) -> Machine:
     """What schedules need to know of a variant."""
     vector = variant.vector
     halves = ("fma", "f32", vector.lanes // 2) in vector.spelling
-    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact)
+    return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact, vector.dot2,
+                   vector.tiles)
 
 
-def lower_for(graph: Graph, variant: Variant, exact: bool = False) -> Program:
+def lower_for(graph: Graph, variant: Variant, exact: bool = False,
+              choices: Choices | None = None) -> Program:
     """The legalised program of an optimised graph for one variant; `exact` forbids algorithms that
-    round more than the operators' definitions."""
-    program = lower(graph, RULES, machine_of(variant, exact))
+    round more than the operators' definitions, `choices` holds decisions made by measuring."""
+    program = lower(graph, RULES, machine_of(variant, exact), choices)
     vector = variant.vector
     scale = frozenset(n for name, _, n in vector.spelling if name == "scale")
     capabilities = Capabilities(fma=vector.fma, scale=scale)
@@ -149,34 +182,15 @@ def program_table(name: str, symbols: list[str]) -> str:
 def compile_library(compiler: Compiler, sources: list[str], variants: list[Variant],
                     options: BuildOptions) -> tuple[dict[str, bytes | Path], int]:
     """Compiles the programs and the runtime; returns the artifact's files and the code's bytes."""
-    level, system = f"-O{options.optimize}", variants[0]
-    cross = target_flags(compiler, system.zig)
-    threads = () if options.threads else ("-DSMELT_NO_THREADS",)
-    symbols = [program_symbol(options, k) for k in range(len(sources))]
-    tables = {f"{name}.c": program_table(name, symbols)
-              for name in (f"{identifier(options.name)}_programs", "smelt_programs")}
-    headers = sorted(RUNTIME.glob("*.h"))
+    system = variants[0]
     with tempfile.TemporaryDirectory(prefix="smelt-") as name:
         folder = Path(name)
-        jobs: list[tuple[Path, tuple[str, ...]]] = []
-        base = (*cross, *SEMANTICS, *system.system, *threads, f"-I{RUNTIME}")
-        for k, (source, variant) in enumerate(zip(sources, variants, strict=True)):
-            path = folder / f"model{k or ''}.c"
-            path.write_text(source)
-            jobs.append((path, (*base, level, *variant.flags)))
-        for file, table in tables.items():
-            path = folder / file
-            path.write_text(table)
-            jobs.append((path, (*base, level)))
-        jobs += [(path, (*base, "-O2")) for path in sorted(RUNTIME.glob("*.c"))]
-        built = objects(compiler, jobs, folder, headers)
-        library, archive = folder / system.library, folder / "libmodel.a"
-        exported = [f"-Wl,--export={f}" for f in public_functions()] if not system.threads else []
-        run([*compiler.command, *cross, *system.link, *exported, *map(str, built), "-lm", "-o",
-             str(library)], "the shared library")
+        built = link_library(compiler, sources, variants, options, folder)
+        archive = folder / "libmodel.a"
         _archive(compiler, built, archive)
         files: dict[str, bytes | Path] = {
-            system.library: library.read_bytes(), "libmodel.a": archive.read_bytes(),
+            system.library: (folder / system.library).read_bytes(),
+            "libmodel.a": archive.read_bytes(),
             "model.h": (RUNTIME / "smelt.h").read_bytes(),
             "program.h": (RUNTIME / "program.h").read_bytes(),
         }
@@ -186,6 +200,34 @@ def compile_library(compiler: Compiler, sources: list[str], variants: list[Varia
             files[file] = (RUNTIME.parent / path).read_bytes()
         code = sum(p.stat().st_size for p in built[:len(sources)])
     return files, code
+
+
+def link_library(compiler: Compiler, sources: list[str], variants: list[Variant],
+                 options: BuildOptions, folder: Path) -> list[Path]:
+    """Makes the shared library in `folder`, by the name that the variants' system gives it; returns
+    the objects in it, those of the programs first."""
+    level, system = f"-O{options.optimize}", variants[0]
+    cross = target_flags(compiler, system.zig)
+    threads = () if options.threads else ("-DSMELT_NO_THREADS",)
+    symbols = [program_symbol(options, k) for k in range(len(sources))]
+    tables = {f"{name}.c": program_table(name, symbols)
+              for name in (f"{identifier(options.name)}_programs", "smelt_programs")}
+    jobs: list[tuple[Path, tuple[str, ...]]] = []
+    base = (*cross, *SEMANTICS, *system.system, *threads, f"-I{RUNTIME}")
+    for k, (source, variant) in enumerate(zip(sources, variants, strict=True)):
+        path = folder / f"model{k or ''}.c"
+        path.write_text(source)
+        jobs.append((path, (*base, level, *variant.flags)))
+    for file, table in tables.items():
+        path = folder / file
+        path.write_text(table)
+        jobs.append((path, (*base, level)))
+    jobs += [(path, (*base, "-O2")) for path in sorted(RUNTIME.glob("*.c"))]
+    built = objects(compiler, jobs, folder, sorted(RUNTIME.glob("*.h")))
+    exported = [f"-Wl,--export={f}" for f in public_functions()] if not system.threads else []
+    run([*compiler.command, *cross, *system.link, *exported, *map(str, built), "-lm", "-o",
+         str(folder / system.library)], "the shared library")
+    return built
 
 
 def public_functions() -> list[str]:
@@ -211,30 +253,19 @@ def _archive(compiler: Compiler, built: list[Path], archive: Path) -> None:
 def build_manifest(target: str, variants: list[Variant], program: Program,
                    options: BuildOptions) -> dict[str, Any]:
     """The manifest's entries that every CPU artifact has."""
-    def tensor(storage) -> dict[str, Any]:
-        return {"name": storage.name, "dtype": storage.type.dtype.name,
-                "shape": [text(d) for d in storage.type.shape]}
-
     return {
-        "name": options.name, "target": target,
+        **describe_program(program, target, options),
         "isas": [v.name for v in variants], "library": variants[0].library,
-        "signature": {"inputs": [tensor(s) for s in program.inputs],
-                      "outputs": [tensor(s) for s in program.outputs],
-                      "sizes": {n: list(r) for n, r in program.symbols.items()}},
-        "states": [list(s) for s in options.states],
         "options": {"optimize": options.optimize, "exact": options.exact,
-                    "threads": options.threads},
-        "kernels": [{"name": k.name, "origin": k.origin, "flops": text(k.flops),
-                     "bytes": text(k.bytes)} for k in program.kernels()],
+                    "precision": options.precision, "threads": options.threads},
     }
 
 
-def memory_report(program: Program, lifetimes: list[Lifetime]) -> list[dict[str, Any]]:
-    """The temporaries with their lifetimes, sizes and places, for people."""
-    return [{"name": x.storage.name, "type": repr(x.storage.type), "first": x.first,
-             "last": x.last, "offset": x.storage.offset,
-             "bytes": text(x.storage.type.numel * x.storage.type.dtype.itemsize)}
-            for x in lifetimes]
+def tuning_report(taken: list[Choices]) -> dict[str, int]:
+    """How many decisions came from records, and how many records name a plan that the templates do
+    not have."""
+    return {"applied": sum(len(c.applied - c.unknown) for c in taken),
+            "unknown": sum(len(c.unknown) for c in taken)}
 
 
 def make(text: str) -> Target:

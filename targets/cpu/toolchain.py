@@ -46,7 +46,7 @@ def _probe(command: tuple[str, ...], kind: str) -> Compiler | None:
 
 def find_compiler(zig_target: str = "") -> Compiler:
     """A compiler for this machine, or for `zig_target`. Raises TargetError with what to install."""
-    if not zig_target or _is_host(zig_target):
+    if not zig_target or is_host(zig_target):
         for name, kind in (("gcc", "gcc"), ("clang", "clang"), ("cc", "cc")):
             path = shutil.which(name)
             found = _probe((path,), kind) if path else None
@@ -66,7 +66,8 @@ def find_compiler(zig_target: str = "") -> Compiler:
                       "pip install 'smelt[zig]'")
 
 
-def _is_host(zig_target: str) -> bool:
+def is_host(zig_target: str) -> bool:
+    """Whether a cross target is this machine."""
     return zig_target.split("-")[0] == platform.machine() and "linux" in zig_target
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from smelt.codegen.c_ranges import INT32, Ranges, within
 from smelt.ir import dtype as dt
 from smelt.ir.expr import Expr, Op, Var, cast, const, evaluate, op, select, var
+from smelt.ir.kernel.ranges import INT32, Ranges, within
 
 BINARY = ("add", "sub", "mul", "min", "max", "floordiv", "mod")
 

@@ -71,7 +71,7 @@ def test_every_option_gives_another_entry(own_cache: Path, mlp: Path):
         Request(mlp, dims={"N": 2}), Request(mlp, dims={"N": 3}), Request(mlp, "cpu:x86-64-v2"),
         Request(mlp, shapes={"x": ("M", 12)}), Request(mlp, extra={"profile": "true"}),
         Request(mlp, fixed={"x": batch(0, 2)}), Request(mlp, fixed={"x": batch(1, 2)}),
-        Request(mlp, states=(("y", "x"),)),
+        Request(mlp, states=(("y", "x"),)), Request(mlp, precision="bf16"),
         Request(small_models.mlp(seed=1)),
     ]
     keys = [r.key() for r in requests]

@@ -161,6 +161,14 @@ def test_packed_weights(d, bits, k):
               atol=1e-4, **M)
 
 
+def test_packed_weights_with_rounded_rows(d):
+    """Accuracy level 4 lets rows be 8-bit integers; both sides round, not always the same way:
+    half a step of 1/127 of a block's largest element in each of 96 products of at most 8 steps."""
+    attrs = {"K": 96, "N": 16, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    check("MatMulNBits", [d.f(3, 96), d.u(16, 3, 16), d.s(16, 3)], attrs, constants=[1, 2],
+          rtol=0.02, atol=0.05, **M)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_tables(d, bits):
     rows = d.ids(9, 2, 3, dtype=np.int64)

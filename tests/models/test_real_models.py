@@ -11,6 +11,7 @@ import pytest
 from trained_models import models_folder
 
 import smelt
+from smelt.targets.cpu.isa import native
 
 FLOAT = {
     "mnist8": 1e-4, "super_resolution": 1e-4, "ultraface_rfb320": 1e-4, "yolox_nano": 1e-3,
@@ -56,6 +57,21 @@ def test_matches_stored_outputs(name):
     for inputs, expected in sets(name):
         for got, want in matched(module.run(inputs), expected):
             assert largest_error(got, want) <= FLOAT[name]
+
+
+BF16 = ("mnist8", "super_resolution", "ultraface_rfb320", "resnet8", "ad01_fp32", "vit_track",
+        "stories260k_kv", "gtcrn_stream")
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_bf16_products_keep_the_direction_of_outputs(name):
+    """Where the processor has no bf16 products, the precision is f32, which keeps it as well."""
+    precision = "bf16" if native().vector.dot2 else "f32"
+    module = smelt.compile(models_folder() / f"{name}.onnx", threads=1, precision=precision)
+    for inputs, expected in sets(name):
+        for got, want in matched(module.run(inputs), expected):
+            a, b = got.astype(np.float64).reshape(-1), want.astype(np.float64).reshape(-1)
+            assert a @ b >= 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
 def test_quantised_model_matches_within_a_step():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ....ir import dtype as dt
+from ....ir.encoding.integer import Integers, unpack_bits
+from ....ir.encoding.rounded import Rounded
 from ....ir.graph.core import Value
 from ....ir.graph.ops.shapes import same
 from ..building import cast, is_zero, reshape, scalar, slice_axis, swap, transpose
@@ -149,6 +153,11 @@ def matmul_nbits(c: Site):
     if c.has(4) and not _in_order(c, 4, block):
         raise c.error("g_idx that reorders groups is not supported")
     blocks = -(-k // block)
+    weights = _stored_weights(c, bits, block, k, n)
+    if weights is not None:
+        if c.attr("accuracy_level", 0) == 4 and a.dtype is dt.f32 and a.shape[-1] == k:
+            a = _rounded(c, a, block)
+        return _with_bias(c, multiply(c, a, weights), 5)
     fields = reshape(c, unpacked(c, c.input(1), bits), (n, blocks, block))
     scale = reshape(c, c.input(2), (n, blocks, 1))
     if c.has(3) and c.input(3).dtype is dt.u8:
@@ -164,6 +173,32 @@ def matmul_nbits(c: Site):
     weights = slice_axis(c, weights, 1, 0, k)
     y = multiply(c, a, swap(c, cast(c, weights, a.dtype)))
     return _with_bias(c, y, 5)
+
+
+def _stored_weights(c: Site, bits: int, block: int, k: int, n: int) -> Value | None:
+    """The weights [K, N] as they are stored, where the model tells them and there is an encoding
+    of their form."""
+    packed, scale, zero = c.known(1), c.known(2), c.known(3)
+    wide = c.has(3) and (zero is None or zero.dtype != np.uint8)
+    scale_type = c.input(2).dtype
+    if packed is None or scale is None or wide or bits not in (2, 4, 8) or block % 8 \
+            or scale_type not in (dt.f16, dt.f32):
+        return None
+    encoding = Integers(block, bits, zero is not None, scale_type)
+    blocks = -(-k // block)
+    parts = [packed.reshape(n, -1), scale.reshape(n, blocks)]
+    if zero is not None:
+        rows = zero.reshape(n, -1)
+        parts.append(np.stack([unpack_bits(row, bits, blocks) for row in rows]))
+    return c.add("decode", [c.constant(p) for p in parts], encoding=str(encoding), shape=(k, n),
+                 axis=0, to=c.input(0).dtype)
+
+
+def _rounded(c: Site, a: Value, block: int) -> Value:
+    """Activations of 8 bits, which accuracy level 4 lets a product compute with."""
+    encoding = str(Rounded(block))
+    parts = c.add_multi("encode", [a], encoding=encoding)
+    return c.add("decode", parts, encoding=encoding, shape=a.shape, axis=a.rank - 1)
 
 
 def _in_order(c: Site, i: int, block: int) -> bool:

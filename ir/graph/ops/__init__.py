@@ -8,6 +8,7 @@ from . import (  # noqa: F401, I001
     convolution,
     diagonal,
     elementwise,
+    encoded,
     ensembles,
     fused,
     linear_algebra,

@@ -1,10 +1,10 @@
-"""Bounds of integer expressions, from loop extents and types: which C type holds a value, and
+"""Bounds of integer expressions, from loop extents and types: which type holds a value, and
 where a sum cannot overflow."""
 
 from __future__ import annotations
 
-from ..ir.expr import Cast, Const, Expr, Op, Var, walk, wrap
-from ..ir.kernel.nodes import Load
+from ..expr import Cast, Const, Expr, Op, Var, walk, wrap
+from .nodes import Load
 
 Range = tuple[int, int]
 

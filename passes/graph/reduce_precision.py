@@ -1,0 +1,84 @@
+"""Contractions in bf16: operands are rounded, sums stay f32.
+
+A matrix product or convolution with constant weights takes bf16 operands where that is quicker:
+the left one through a cast, which fusion gives to the kernel that makes the value or to the one
+that reads it; the weights are rounded here, to nearest even. Everything else stays as it is, and so
+do the types of inputs and outputs (Kalamkar et al. 2019, "A Study of BFLOAT16 for Deep Learning
+Training", section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from ...ir import dtype as dt
+from ...ir.graph.core import Graph, Node, Value
+from .base import Pass, register
+from .rewrite import own_graphs
+
+LEAST_REDUCTION = 16
+"""Products in a sum from which on instructions that take them by 32 are not mostly empty."""
+
+LEAST_COLUMNS = 8
+"""Output features that fill half of such an instruction."""
+
+LEAST_WORK = 500_000
+"""Operations below which gathering the operands costs more than the products."""
+
+
+@register
+@dataclass(frozen=True)
+class ReducePrecision(Pass):
+    """Gives matmul and conv_last of f32, with constant weights and one group, operands of bf16."""
+
+    name = "reduce_precision"
+
+    def run(self, graph: Graph) -> bool:
+        modified = False
+        for home in own_graphs(graph):
+            casts: dict[Value, Value] = {}
+            for node in home.ordered():
+                if node.op in ("matmul", "conv_last"):
+                    why = _refusal(node)
+                    name = f"{node.op} ({node.origin})" if node.origin else node.op
+                    self.notes.append(f"{name} {f'stays f32: {why}' if why else 'takes bf16'}")
+                    if not why:
+                        _reduce(home, node, casts)
+                        modified = True
+        return modified
+
+
+def _refusal(node: Node) -> str:
+    """Why a contraction is left alone; "" when it takes bf16."""
+    x, w = node.inputs[:2]
+    assert x is not None and w is not None
+    if not x.dtype is w.dtype is node.output.dtype is dt.f32:
+        return "its types are others"
+    if w.constant is None:
+        return "its right operand is no constant"
+    if node.op == "conv_last":
+        if node.attrs["groups"] != 1:
+            return "it has groups"
+        columns, reduction = w.constant.shape[0], prod(w.constant.shape[1:])
+    else:
+        reduction, columns = w.constant.shape[-2:]
+    if reduction < LEAST_REDUCTION or columns < LEAST_COLUMNS:
+        return f"{reduction} products for {columns} results are too few"
+    results = node.output.type.numel
+    work = results * 2 * reduction if isinstance(results, int) else LEAST_WORK
+    if work < LEAST_WORK:
+        return f"{work} operations are too few"
+    return ""
+
+
+def _reduce(graph: Graph, node: Node, casts: dict[Value, Value]) -> None:
+    x, w = node.inputs[:2]
+    assert x is not None and w is not None and w.constant is not None
+    if x not in casts:
+        casts[x] = graph.add("cast", [x], {"to": dt.bf16}, origin=node.origin)
+    weights = graph.constant(w.constant.astype(dt.bf16.numpy))
+    product = graph.add(node.op, [casts[x], weights], {**node.attrs, "dtype": dt.f32},
+                        origin=node.origin, name=node.output.name)
+    graph.replace(node.output, product)
+    graph.erase(node)
