@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 from ...ir import dtype as dt
 from ...ir.expr import Broadcast, Const, Expr, Op, const, op
-from .elementary import exp_without_denormals, f, horner, over_one_plus_exp
+from .elementary import exp_up_to_one, exp_without_denormals, f, horner, over_one_plus_exp
 
 EXP = (1.0, 0.9999997019767761, 0.4999914765357971, 0.16667655110359192, 0.04189815744757652,
        0.00828906986862421)
@@ -61,6 +61,15 @@ def composed(x: Op) -> Composition | None:
         if found is not None:
             return found
     return None
+
+
+def _exp_up_to_one(x: Op) -> Composition | None:
+    """What `elementary.exp_up_to_one` writes."""
+    below, _, power = x.args
+    if not _is(below, "lt") or not _is(power, "exp"):
+        return None
+    v = below.args[0]
+    return (exp_without_denormals, (v,)) if exp_up_to_one(v) is x else None
 
 
 def _sigmoid(x: Op) -> Composition | None:
@@ -164,4 +173,5 @@ def _is_number(x: Expr, number: float) -> bool:
 
 _RULES: dict[str, tuple[Callable[[Op], Composition | None], ...]] = {
     "div": (_sigmoid,), "mul": (_silu, _gelu, _mish), "log1p": (_softplus,),
+    "select": (_exp_up_to_one,),
 }

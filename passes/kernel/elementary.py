@@ -28,6 +28,9 @@ EXP = (1.0, 1.0, 0.4999999403953552, 0.1666652113199234, 0.04166826233267784,
        0.008368674665689468, 0.0013821055181324482)
 """exp(r) for |r| <= ln(2) / 2, with a relative error of 3.2e-9."""
 
+LEAST_EXPONENT = -87.0
+"""Below it `exp_up_to_one` is 0."""
+
 Reduction = Callable[[Expr, float, int], tuple[Expr, Expr, Expr]]
 """(x, multiple, bias) to (t, n, r) with multiple * x = n * ln 2 + multiple * r and
 |multiple * r| <= ln(2) / 2, for a multiple that is a power of two or its negative: n whole, as f32,
@@ -136,7 +139,10 @@ def exp(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
 def exp_up_to_one(x: Expr) -> Expr:
     """exp(x) for x <= 0 with 0 in the place of denormal numbers, as softmax wants it: in a sum of
     numbers the greatest of which is 1 they do not count, and they take many times longer."""
-    return exp_without_denormals(x) if x.dtype is F else op("exp", x)
+    if x.dtype is not F:
+        return op("exp", x)
+    low, zero = broadcast(f(LEAST_EXPONENT), x.lanes), broadcast(f(0.0), x.lanes)
+    return select(op("lt", x, low), zero, op("exp", op("min", op("max", x, low), zero)))
 
 
 def exp_without_denormals(x: Expr, multiple: float = 1.0) -> Expr:

@@ -15,10 +15,11 @@ from cpu.native_graphs import VARIANTS, Cases, interpreted
 from cpu.test_kernels_elementary import SPECIAL, every_exponent, ulps
 
 from smelt.ir import dtype as dt
-from smelt.ir.expr import Expr, Op, rebuild, var, walk
+from smelt.ir.expr import Expr, Op, broadcast, rebuild, var, walk
 from smelt.ir.graph.core import Graph, TensorType, Value
 from smelt.ir.graph.definition import OpContext, lookup
 from smelt.ir.kernel.nodes import Call
+from smelt.passes.kernel.elementary import exp_up_to_one
 from smelt.passes.kernel.legalise import Capabilities, Legaliser
 
 ERFC = np.vectorize(math.erfc, otypes=[np.float64])
@@ -157,3 +158,14 @@ def mirrored(e: Expr) -> Expr:
     args = tuple(mirrored(a) for a in e.args)
     swaps = isinstance(e, Op) and e.name in ("add", "mul", "max")
     return rebuild(e, args[::-1] if swaps else args)
+
+
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_softmax_needs_no_denormals(lanes):
+    """The exponential of softmax is one formula, except where sums may be taken apart."""
+    e = exp_up_to_one(broadcast(var("x", dt.f32), lanes))
+    found = list(walk(Legaliser(Capabilities())(e)))
+    assert not any(isinstance(y, Op) and y.name in ("select", "lt") for y in found)
+    assert len(found) < 40
+    found = list(walk(Legaliser(Capabilities(any_order=True))(e)))
+    assert any(isinstance(y, Op) and y.name == "round" for y in found)
