@@ -2,8 +2,8 @@
 
 They work on any number of lanes, so a vector loop and its scalar tail give the same bits, and they
 need no math library. Coefficients are weighted minimax fits made for this file in double
-precision. Errors, in units in the last place over all finite arguments: exp 1.5, log 1.5,
-tanh 2, erf 2, expm1 3, log1p 2.
+precision. Errors, in units in the last place over all finite arguments: exp 1.25, log 1.5,
+tanh 2, erf 2, expm1 3, log1p 2. Activations made of them are in `activations`.
 
 Some rely on sums being rounded as written. `EXPANSIONS_IN_ANY_ORDER` is for languages whose
 compilers may take (x + c) - c for x (WGSL).
@@ -21,9 +21,20 @@ from ...ir.kernel.intrinsics import scale
 
 F = dt.f32
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723e-06
+ROUNDS = 12582912.0
+"""1.5 * 2**23: in a sum with it there is no room for a fraction, so the addition rounds, and the
+lowest bits of the sum are those of the whole number."""
+EXP = (1.0, 1.0, 0.4999999403953552, 0.1666652113199234, 0.04166826233267784,
+       0.008368674665689468, 0.0013821055181324482)
+"""exp(r) for |r| <= ln(2) / 2, with a relative error of 3.2e-9."""
 
-Reduction = Callable[[Expr], tuple[Expr, Expr]]
-"""x to (n, r) with x = n * ln 2 + r, n whole and |r| <= ln(2) / 2."""
+LEAST_EXPONENT = -87.0
+"""Below it `exp_up_to_one` is 0."""
+
+Reduction = Callable[[Expr, float, int], tuple[Expr, Expr, Expr]]
+"""(x, multiple, bias) to (t, n, r) with multiple * x = n * ln 2 + multiple * r and
+|multiple * r| <= ln(2) / 2, for a multiple that is a power of two or its negative: n whole, as f32,
+and t for `power_in`."""
 
 
 def f(value: float) -> Expr:
@@ -47,17 +58,35 @@ def power_of_two(n: Expr) -> Expr:
     return cast(op("shl", n + const(127, dt.i32), const(23, dt.i32)), F, "bits")
 
 
-def _reduced(x: Expr) -> tuple[Expr, Expr]:
-    """(n, r) with x = n * ln 2 + r and |r| <= ln(2) / 2; n as f32."""
-    # Beside 1.5 * 2**23 there is no room for a fraction, so the addition rounds.
-    n = fma(x, f(1.4426950408889634), f(12582912.0)) - f(12582912.0)
-    return n, fma(n, f(-LN2_LOW), fma(n, f(-LN2_HIGH), x))
+def reduced_by_sum(x: Expr, multiple: float, bias: int) -> tuple[Expr, Expr, Expr]:
+    """The quickest `Reduction`: a sum that has to be rounded as written."""
+    t = fma(x, f(multiple / math.log(2)), f(ROUNDS + bias))
+    n = t - f(ROUNDS + bias)
+    return t, n, _rest(x, multiple, n)
 
 
-def _reduced_by_round(x: Expr) -> tuple[Expr, Expr]:
-    """`_reduced` without a sum that has to be rounded as written."""
-    n = op("round", x * f(1.4426950408889634))
-    return n, fma(n, f(-LN2_LOW), fma(n, f(-LN2_HIGH), x))
+def reduced_by_round(x: Expr, multiple: float, bias: int) -> tuple[Expr, Expr, Expr]:
+    """A `Reduction` for any order of sums."""
+    n = op("round", x * f(multiple / math.log(2)))
+    t = cast(cast(n, dt.i32) + const(bias, dt.i32), F, "bits")
+    return t, n, _rest(x, multiple, n)
+
+
+def _rest(x: Expr, multiple: float, n: Expr) -> Expr:
+    return fma(n, f(-LN2_LOW / multiple), fma(n, f(-LN2_HIGH / multiple), x))
+
+
+def power_in(t: Expr) -> Expr:
+    """2**(n + bias - 127) for the t that goes with n, where the exponent is in [-127, 127]; 0 where
+    it is -127. Of a NaN it makes any number."""
+    return cast(op("shl", cast(t, dt.i32, "bits"), const(23, dt.i32)), F, "bits")
+
+
+def exp_polynomial(r: Expr, coefficients: Sequence[float], multiple: float = 1.0,
+                   factor: float = 1.0) -> Expr:
+    """factor * exp(multiple * r) for the reduced r; both numbers are powers of two, or their
+    negatives, so that the coefficients stay exact."""
+    return horner(r, [factor * c * multiple**k for k, c in enumerate(coefficients)])
 
 
 def _with_sign(value: Expr, x: Expr) -> Expr:
@@ -83,6 +112,8 @@ def _clamped(x: Expr, low: float, high: float) -> Expr:
 def _bounded(x: Expr, kind: str, limit: float) -> bool:
     """Whether x is already the maximum ("max") with a number at least `limit`, or the minimum
     with one at most that."""
+    if kind == "max" and limit <= 0 and isinstance(x, Op) and x.name == "abs":
+        return True
     if not isinstance(x, Op) or x.name not in ("min", "max"):
         return False
     numbers, others = [], []
@@ -95,10 +126,14 @@ def _bounded(x: Expr, kind: str, limit: float) -> bool:
     return inside and (x.name == kind or _bounded(others[0], kind, limit))
 
 
-def exp(x: Expr, reduced: Reduction = _reduced) -> Expr:
+def exp(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
+    if isinstance(x, Op) and x.name == "neg":
+        x = _clamped(x.args[0], -89.0, 104.0)
+        _, n, r = reduced(x, -1.0, 0)
+        return scale(exp_polynomial(r, EXP, -1.0), n)
     x = _clamped(x, -104.0, 89.0)
-    n, r = reduced(x)
-    return scale(_exp_tail(r) + 1.0, n)
+    _, n, r = reduced(x, 1.0, 0)
+    return scale(exp_polynomial(r, EXP), n)
 
 
 def exp_up_to_one(x: Expr) -> Expr:
@@ -106,8 +141,17 @@ def exp_up_to_one(x: Expr) -> Expr:
     numbers the greatest of which is 1 they do not count, and they take many times longer."""
     if x.dtype is not F:
         return op("exp", x)
-    low, zero = broadcast(f(-87.0), x.lanes), broadcast(f(0.0), x.lanes)
+    low, zero = broadcast(f(LEAST_EXPONENT), x.lanes), broadcast(f(0.0), x.lanes)
     return select(op("lt", x, low), zero, op("exp", op("min", op("max", x, low), zero)))
+
+
+def exp_without_denormals(x: Expr, multiple: float = 1.0) -> Expr:
+    """exp(multiple * x) for multiple * x <= 88 and a multiple of 1 or -1, with 0 in the place of
+    denormal numbers."""
+    # At the limit n is -126, and 2**(n - 1) comes out as 0.
+    x = op("max", f(-87.33), x) if multiple > 0 else op("min", f(87.33), x)
+    t, _, r = reduced_by_sum(x, multiple, 126)
+    return exp_polynomial(r, EXP, multiple, 2.0) * power_in(t)
 
 
 def scale_by_factors(x: Expr, n: Expr) -> Expr:
@@ -118,9 +162,9 @@ def scale_by_factors(x: Expr, n: Expr) -> Expr:
     return x * power_of_two(half) * power_of_two(whole - half)
 
 
-def expm1(x: Expr, reduced: Reduction = _reduced) -> Expr:
+def expm1(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
     x = op("min", f(89.0), op("max", f(-18.0), x))
-    n, r = reduced(x)
+    _, n, r = reduced(x, 1.0, 0)
     whole = cast(n, dt.i32)
     half = op("shr", whole, const(1, dt.i32))
     big, rest = power_of_two(half), power_of_two(whole - half)
@@ -171,17 +215,27 @@ def _log1p_in_any_order(x: Expr) -> Expr:
     return select(near, _log_near_one(x, f(0.0)), log(x + 1.0))
 
 
-def tanh(x: Expr, reduced: Reduction = _reduced) -> Expr:
+def over_one_plus_exp(numerator: Expr, x: Expr, multiple: float, coefficients: Sequence[float],
+                      reduced: Reduction = reduced_by_sum) -> Expr:
+    """numerator / (1 + exp(multiple * x)), where `multiple` is a power of two or its negative."""
+    low, high = sorted((-87.0 / multiple, 89.0 / multiple))
+    t, _, r = reduced(_clamped(x, low, high), multiple, 126)
+    # 2 exp(multiple * r) times 2**(n - 1), as n may be 128: what is too large becomes infinite.
+    power = exp_polynomial(r, coefficients, multiple, 2.0)
+    return op("div", numerator, fma(power, power_in(t), f(1.0)))
+
+
+def tanh(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
     a = op("abs", x)
     square = x * x
     p = horner(square, (-0.3333328068256378, 0.13331425189971924, -0.05373761057853699,
                         0.020630402490496635, -0.005693510174751282))
     small = fma(a * square, p, a)
-    large = 1.0 - op("div", f(2.0), exp(a + a, reduced) + 1.0)
+    large = over_one_plus_exp(broadcast(f(-2.0), x.lanes), a, 2.0, EXP, reduced) + 1.0
     return _with_sign(select(op("lt", a, f(0.625)), small, large), x)
 
 
-def erf(x: Expr, reduced: Reduction = _reduced) -> Expr:
+def erf(x: Expr, reduced: Reduction = reduced_by_sum) -> Expr:
     a = op("abs", x)
     square = x * x
     p = horner(square, (0.12837916612625122, -0.37612634897232056, 0.11283694207668304,
@@ -208,6 +262,6 @@ EXPANSIONS: dict[str, Callable[[Expr], Expr]] = {
 
 EXPANSIONS_IN_ANY_ORDER: dict[str, Callable[[Expr], Expr]] = {
     **EXPANSIONS, "log1p": _log1p_in_any_order,
-    **{function.__name__: partial(function, reduced=_reduced_by_round)
+    **{function.__name__: partial(function, reduced=reduced_by_round)
        for function in (exp, expm1, tanh, erf)},
 }

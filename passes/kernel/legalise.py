@@ -11,6 +11,7 @@ from ...ir import dtype as dt
 from ...ir.expr import Cast, Const, Expr, Op, broadcast, cast, const, op, rebuild, walk
 from ...ir.kernel.intrinsics import SCALE
 from ...ir.kernel.nodes import Block, Call, For, If, Kernel, Let, Prefetch, Stmt, Store, While
+from .activations import composed
 from .elementary import EXPANSIONS, EXPANSIONS_IN_ANY_ORDER, scale_by_factors
 
 SOFT_FLOATS = (dt.f16, dt.bf16, dt.f8e4m3fn, dt.f8e4m3fnuz, dt.f8e5m2, dt.f8e5m2fnuz, dt.f8e8m0,
@@ -67,6 +68,11 @@ class Legaliser:
             result = op(x.name, *wide)
             return result if result.dtype.is_bool else cast(result, x.dtype)
         if operand is dt.f32:
+            # As one formula they rely on the order of sums.
+            found = None if self.capabilities.any_order else composed(x)
+            if found is not None:
+                function, operands = found
+                return self(function(*(self._memo[a] for a in operands)))
             return self._op_f32(x.name, args)
         if x.name == "fma" and not self.capabilities.fma:
             return op("add", op("mul", args[0], args[1]), args[2])

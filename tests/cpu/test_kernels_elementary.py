@@ -14,7 +14,7 @@ from cpu.native_graphs import VARIANTS, Cases
 
 from smelt.ir import dtype as dt
 
-BOUNDS = {"exp": 1.5, "log": 1.5, "tanh": 2.0, "erf": 2.0, "expm1": 3.0, "log1p": 2.0}
+BOUNDS = {"exp": 1.25, "log": 1.5, "tanh": 2.0, "erf": 2.0, "expm1": 3.0, "log1p": 2.0}
 EXACT = {
     "exp": np.exp, "log": np.log, "tanh": np.tanh, "expm1": np.expm1, "log1p": np.log1p,
     "erf": np.vectorize(math.erf, otypes=[np.float64]),
