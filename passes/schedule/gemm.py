@@ -191,7 +191,8 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
         f"{left.dtype.name}[{sizes((*batch, shape.rows, inner))}]",
         f"{right.dtype.name}[{sizes((*right.shape[:-2], inner, columns))}]",
         "given" if constant is None else "constant", others(group, root))),
-        product_plans(shape, height, not batch and dot is F32, registers, left.dtype.itemsize))
+        product_plans(shape, height, dot, not batch and dot is F32, registers,
+                      left.dtype.itemsize))
     width = plan.vectors * lanes
     if constant is not None:
         array = dot.pack(constant[..., None, :, :], width)

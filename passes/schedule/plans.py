@@ -104,10 +104,11 @@ def convolution_text(group: Group, root: Node) -> str:
             f"fill={a['fill']} {others(group, root)}")
 
 
-def tiles_for(rows: int | None, columns: int, registers: Registers) -> list[Tile]:
+def tiles_for(rows: int | None, columns: int, registers: Registers,
+              steps: int | None = None) -> list[Tile]:
     """The register tiles worth trying for rows x columns results, the cost model's choice first."""
-    return list(dict.fromkeys([choose(rows, columns, registers),
-                               *distinct_tiles(rows, columns, registers)]))[:TILES]
+    return list(dict.fromkeys([choose(rows, columns, registers, steps),
+                               *distinct_tiles(rows, columns, registers, steps)]))[:TILES]
 
 
 def sizes(shape: Sequence) -> str:

@@ -8,6 +8,7 @@ from math import ceil
 from typing import Any
 
 from .deep_gemm import blocks_of, is_deep
+from .dot import F32, Dot
 from .plans import Product, tiles_for
 from .tiles import Registers, Tile, split_rows
 
@@ -36,13 +37,16 @@ class Shape:
     columns: Any
 
 
-def product_plans(shape: Shape, height: Any, may_block: bool, registers: Registers,
+def product_plans(shape: Shape, height: Any, dot: Dot, may_block: bool, registers: Registers,
                   itemsize: int) -> Iterator[Product]:
     """The cost model's plan, the same tile with other cuts, then the model's cuts for other tiles.
     `height` counts the rows of all batches where they are walked as one."""
     columns = shape.columns if isinstance(shape.columns, int) else 4 * registers.lanes
     rows = height if isinstance(height, int) else None
-    for number, tile in enumerate(tiles_for(rows, columns, registers)):
+    # What loads and stores cost was measured for vectors of f32; small code matters without them.
+    steps = shape.inner if dot is F32 and registers.lanes > 1 and isinstance(shape.inner, int) \
+        else None
+    for number, tile in enumerate(tiles_for(rows, columns, registers, steps)):
         width = tile.vectors * registers.lanes
         chunk = chunk_of(shape, tile, width, itemsize)
         deep = may_block and is_deep(shape.rows, shape.inner, shape.columns, tile, registers.lanes)

@@ -41,23 +41,39 @@ def candidates(registers: Registers) -> list[Tile]:
     return result
 
 
-def cycles(tile: Tile, rows: int | None, columns: int, registers: Registers) -> float:
+LOAD = 0.05
+"""Cycles that a vector of the packed operand costs beside the multiply-adds it feeds."""
+
+PIECE = 4.0
+"""Cycles that it costs to begin storing the results of a row, however many vectors of them a tile
+has: those of the next row are lines apart."""
+
+
+def cycles(tile: Tile, rows: int | None, columns: int, registers: Registers,
+           steps: int | None = None) -> float:
     """Modelled cycles of one step of the reduction for rows x columns results; rows None when they
-    are known only at run time."""
+    are known only at run time. Of a reduction of so many `steps`, the loads of the packed operand
+    and the stores count too, each step with its share of them."""
     panels = ceil(columns / (tile.vectors * registers.lanes))
-    return panels * sum((count * step_cycles(Tile(height, tile.vectors), registers)
-                         for height, count in split_rows(_typical(rows), tile.rows)), 0.0)
+    blocks = split_rows(_typical(rows), tile.rows)
+    total = sum((count * step_cycles(Tile(height, tile.vectors), registers)
+                 for height, count in blocks), 0.0)
+    if steps:
+        total += sum(count for _, count in blocks) * tile.vectors * LOAD
+        total += _typical(rows) * PIECE / steps
+    return panels * total
 
 
 def _typical(rows: int | None) -> int:
     return rows if rows is not None else 64
 
 
-def choose(rows: int | None, columns: int, registers: Registers) -> Tile:
-    """The tile with the fewest modelled cycles for rows x columns results; rows None when they
+def choose(rows: int | None, columns: int, registers: Registers, steps: int | None = None) -> Tile:
+    """The tile with the fewest modelled `cycles` for rows x columns results; rows None when they
     are known only at run time."""
     def cost(tile: Tile) -> tuple[float, int, int]:
-        return (cycles(tile, rows, columns, registers), -tile.rows * tile.vectors, tile.vectors)
+        return (cycles(tile, rows, columns, registers, steps), -tile.rows * tile.vectors,
+                tile.vectors)
 
     return min(candidates(registers), key=cost)
 
@@ -66,10 +82,11 @@ SLOWEST = 1.5
 """Modelled cycles, over those of the best tile, up to which a tile may be the quickest in truth."""
 
 
-def distinct_tiles(rows: int | None, columns: int, registers: Registers) -> list[Tile]:
+def distinct_tiles(rows: int | None, columns: int, registers: Registers,
+                   steps: int | None = None) -> list[Tile]:
     """Tiles that cut rows x columns results differently and may be the quickest: the best of every
     number of vectors, then the others, by modelled cycles."""
-    cost = {t: cycles(t, rows, columns, registers) for t in candidates(registers)}
+    cost = {t: cycles(t, rows, columns, registers, steps) for t in candidates(registers)}
     ranked = sorted(cost, key=lambda t: (cost[t], -t.rows * t.vectors, t.vectors))
     cuts: dict[tuple, Tile] = {}
     for tile in ranked:
