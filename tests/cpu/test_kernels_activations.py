@@ -165,7 +165,7 @@ def test_softmax_needs_no_denormals(x):
     """The exponential of softmax is one formula, except where sums may be taken apart."""
     e = exp_up_to_one(x)
     found = list(walk(Legaliser(Capabilities())(e)))
-    assert not any(isinstance(y, Op) and y.name in ("select", "lt") for y in found)
-    assert len(found) < 40
+    assert not any(isinstance(y, Call) or isinstance(y, Op) and y.name in ("select", "lt")
+                   for y in found)
     found = list(walk(Legaliser(Capabilities(any_order=True))(e)))
     assert any(isinstance(y, Op) and y.name == "round" for y in found)
