@@ -39,21 +39,29 @@ def rounded(c: Cases, x: Value) -> Value:
     return c.graph.add("cast", [x], {"to": dt.bf16})
 
 
+def eighths(c: Cases, *shape: int) -> np.ndarray:
+    """Numbers whose products add up exactly, in any order."""
+    return c.rng.integers(-16, 17, shape).astype(np.float32) / 8
+
+
 def weights(c: Cases, *shape: int) -> Value:
     array = c.rng.standard_normal(shape).astype(ml_dtypes.bfloat16)
     return c.graph.constant(array)
 
 
 def products(c: Cases) -> None:
-    """Bare ones, from f32 and from bf16, and those with an epilogue that leaves in bf16 too."""
+    """Bare ones, from f32 and from bf16, and those with an epilogue that leaves in bf16 too: what
+    is rounded there is exact, since a sum in another order might round the other way."""
     g = c.graph
     for m, k, n in SHAPES:
         x = c.input(m, k) if m % 2 else c.input(m, k, dtype=dt.bf16)
         left = rounded(c, x) if m % 2 else x
         c.output(g.add("matmul", [left, weights(c, k, n)], {"dtype": dt.f32}))
     for shape, k, n in (((2, 19), 40, 50), ((1, 3, 11), 32, 64)):
-        y = g.add("matmul", [rounded(c, c.input(*shape, k)), weights(c, k, n)], {"dtype": dt.f32})
-        y = g.add("relu", [g.add("add", [y, c.input(*shape, n)])])
+        x = c.input(array=eighths(c, *shape, k))
+        y = g.constant(eighths(c, k, n).astype(ml_dtypes.bfloat16))
+        y = g.add("matmul", [rounded(c, x), y], {"dtype": dt.f32})
+        y = g.add("relu", [g.add("add", [y, c.input(array=eighths(c, *shape, n))])])
         c.output(g.add("mul", [y, c.input(*shape, 1)]))
         c.output(g.add("matmul", [rounded(c, y), weights(c, n, 20)], {"dtype": dt.f32}))
     c.output(g.add("matmul", [c.input(0, 5, dtype=dt.bf16), weights(c, 5, 3)], {"dtype": dt.f32}))
