@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import ModelError
 from ...ir import dtype as dt
 from ...ir.dtype import ALL, DType
 from ...ir.graph.core import Graph, Node, Value
@@ -32,8 +33,8 @@ class StoreWeights(Pass):
     """Keeps the constant f32 weights of products, convolutions and gathers as `dtype`, bf16 or f16,
     to nearest even.
 
-    Left as they are: convolutions of one input channel a group, whose weights are few; and tensors
-    with a number that `dtype` cannot hold, which rounding would make infinite.
+    Convolutions of one input channel a group, whose weights are few, and small tables are left as
+    they are. Raises ModelError for a finite number that rounding would make infinite.
     """
 
     name = "store_weights"
@@ -49,19 +50,20 @@ class StoreWeights(Pass):
                 weights = None if place is None else node.inputs[place]
                 if weights is None or weights.constant is None or weights.dtype is not dt.f32:
                     continue
-                why = _refusal(node, weights.constant, kind)
+                why = _refusal(node, weights.constant)
                 name = f"{node.op} ({node.origin})" if node.origin else node.op
                 self.notes.append(f"{name}: weights {f'stay f32: {why}' if why else f'as {kind}'}")
                 if why:
                     continue
                 if (home, weights) not in rounded:
-                    rounded[home, weights] = home.constant(_rounded(weights.constant, kind))
+                    rounded[home, weights] = home.constant(
+                        _rounded(weights.constant, kind, name))
                 _replace(home, node, rounded[home, weights])
                 modified = True
         return modified
 
 
-def _refusal(node: Node, weights: np.ndarray, kind: DType) -> str:
+def _refusal(node: Node, weights: np.ndarray) -> str:
     """Why weights stay f32; "" when they do not."""
     if node.op == "gather":
         if node.attrs["axis"] != 0 or weights.ndim < 2 or weights.size < LEAST_TABLE:
@@ -71,9 +73,6 @@ def _refusal(node: Node, weights: np.ndarray, kind: DType) -> str:
         return "its other types are not f32"
     elif node.op != "matmul" and _channels(node, weights) == 1:
         return "it has one input channel a group"
-    largest = np.abs(weights, where=np.isfinite(weights), out=np.zeros_like(weights)).max(initial=0)
-    if not np.isfinite(_rounded(largest, kind)):
-        return f"{largest:.6g} is too large for {kind}"
     return ""
 
 
@@ -84,9 +83,14 @@ def _channels(node: Node, weights: np.ndarray) -> int:
     return weights.shape[1]
 
 
-def _rounded(array: np.ndarray, kind: DType) -> np.ndarray:
+def _rounded(weights: np.ndarray, kind: DType, layer: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return np.asarray(array).astype(kind.numpy)
+        rounded = weights.astype(kind.numpy)
+    lost = np.isinf(rounded) & np.isfinite(weights)
+    if lost.any():
+        raise ModelError(f"{layer}: the weight {weights[lost][0]:g} is too large to be kept as "
+                         f"{kind}: compile with another precision")
+    return rounded
 
 
 def _replace(graph: Graph, node: Node, weights: Value) -> None:

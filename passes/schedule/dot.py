@@ -111,10 +111,11 @@ class Dot:
         rows = range(tile.rows) if rows is None else rows
         width = tile.vectors * lanes
         whole = wrap(run) // self.group
+        line = max(lanes, LINE_BYTES // packed.dtype.itemsize)
 
         def step(k: Expr, count: Any) -> None:
-            for v in range(tile.vectors if ahead else 0):
-                b.prefetch(packed, weight + k * width + v * lanes + ahead)
+            for v in range(0, width if ahead else 0, line):
+                b.prefetch(packed, weight + k * width + v + ahead)
             columns = [b.let("w", self.column(packed, weight + k * width + v * lanes, lanes))
                        for v in range(tile.vectors)]
             for r in rows:

@@ -60,7 +60,8 @@ def products(c: Stored) -> None:
         c.output(g.add("mul", [y, c.input(*shape, 1)]))
     c.output(c.product(c.input(47, 1031), 1031, 35))
     c.output(c.product(c.input(530, 40), 40, 33))
-    c.output(g.add("matmul", [c.input(3, 50, 20), c.weights(3, 20, 37, reduction=20)], {"dtype": dt.f32}))
+    batch = c.weights(3, 20, 37, reduction=20)
+    c.output(g.add("matmul", [c.input(3, 50, 20), batch], {"dtype": dt.f32}))
     c.output(c.product(c.input(0, 5), 5, 3))
     c.output(c.product(c.input(3, 0), 0, 4))
 
