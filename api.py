@@ -53,17 +53,19 @@ def compile(source: Any, target: str = "cpu", *,
 
     target: as listed by `smelt targets`. shapes: other shapes of inputs, by name; texts are named
     sizes. dims: numbers for named sizes. fixed: arrays of inputs that never change. threads: how
-    many the model uses; False leaves all synchronisation out of it. optimize: 0 (quick to
-    compile) to 3. exact: no approximate algorithm. precision: "f32", or "bf16": products of
-    f32 matrices and convolutions with constant weights round their operands to bf16, sums and all
-    else stay f32. passes: graph passes in place of the target's own. states: pairs (output, input)
-    that the model keeps between runs. name: prefix of the C names. options: what the target alone
-    knows. quantize: a scheme for weights, such as "w4"; group: how many of them share a scale;
-    method: "rtn", "gptq", "awq" or "descent"; data: samples of inputs, a folder of npz files or
-    mappings from names to arrays; keep: patterns of names of layers that stay at 8 bits. tune:
-    measure the plans of kernels on this machine, for about `tune_seconds`; what was measured
-    before, for any model, is used again. tuning: a file of records of such measurements, to be
-    used, and with `tune` to be written. progress: called with (what, steps done, steps in all).
+    many the model uses; False leaves all synchronisation out of it. optimize: 0 (quick to compile)
+    to 3. exact: no approximate algorithm. precision: "f32"; or "bf16": products of f32 matrices and
+    convolutions with constant weights round their operands to bf16, sums and all else stay f32; or
+    "bf16-storage" or "f16-storage": only those weights, and large tables of embeddings, are
+    rounded, to take half the memory, and all arithmetic stays f32. passes: graph passes in place of
+    the target's own. states: pairs (output, input) that the model keeps between runs. name: prefix
+    of the C names. options: what the target alone knows. quantize: a scheme for weights, such as
+    "w4"; group: how many of them share a scale; method: "rtn", "gptq", "awq" or "descent"; data:
+    samples of inputs, a folder of npz files or mappings from names to arrays; keep: patterns of
+    names of layers that stay at 8 bits. tune: measure the plans of kernels on this machine, for
+    about `tune_seconds`; what was measured before, for any model, is used again. tuning: a file of
+    records of such measurements, to be used, and with `tune` to be written. progress: called with
+    (what, steps done, steps in all).
 
     Raises ModelError, TargetError, UsageError, OutputError, or InputError for bad samples.
     """
@@ -158,7 +160,7 @@ def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,
     request = Request(source, target, shapes=shapes, dims=None if artifact else dims,
                       optimize=optimize, exact=exact, precision=precision, passes=passes)
     if rtol is None and precision != "f32":
-        rtol = TOLERANCE[precision]
+        rtol = TOLERANCE[precision.removesuffix("-storage")]
     if artifact is not None:
         ready = open_artifact_at(Path(artifact), threads, verify=True)
     else:

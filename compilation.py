@@ -39,8 +39,8 @@ Used = TypeVar("Used")
 Packed = tuple[dict[str, Any], dict[str, bytes | Path]]
 """A manifest and files by name."""
 
-PRECISIONS = ("f32", "bf16")
-"""What contractions of f32 may take; sums are f32 in both."""
+PRECISIONS = ("f32", "bf16", "bf16-storage", "f16-storage")
+"""What contractions of f32 may take; sums are f32 in all of them."""
 REPORT = "report.json"
 """The artifact's file with what `smelt inspect` shows."""
 CACHE_LIMIT = 4_000_000_000
@@ -94,7 +94,8 @@ class Request:
         if self.optimize not in (0, 1, 2, 3):
             raise UsageError(f"optimize is {self.optimize!r}: use 0, 1, 2 or 3")
         if self.precision not in PRECISIONS:
-            raise UsageError(f"precision is {self.precision!r}: use {' or '.join(PRECISIONS)}")
+            raise UsageError(f"precision is {self.precision!r}: use {', '.join(PRECISIONS[:-1])} "
+                             f"or {PRECISIONS[-1]}")
         if not (self.name.isascii() and self.name.isidentifier()):
             raise UsageError(f"name is {self.name!r}: use letters, digits and _, for C names "
                              f"begin with it")

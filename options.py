@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .compilation import PRECISIONS
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, or a .pt2 file of "
@@ -25,8 +27,9 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads t
 Optimize = Annotated[int, typer.Option("--optimize", "-O", min=0, max=3,
                                        help="The C compiler's level.")]
 Precision = Annotated[str, typer.Option(
-    "--precision", metavar="f32|bf16", help="What products of f32 matrices and convolutions with "
-    "constant weights take; sums stay f32.")]
+    "--precision", metavar="|".join(PRECISIONS), help="What products of f32 matrices and "
+    "convolutions with constant weights take; sums stay f32. With storage only the weights are "
+    "rounded, to take half the memory: they are widened as they are read.")]
 Sort = Annotated[str, typer.Option(
     "--sort", metavar="time|lost|program", help="What profiled kernels are sorted by: their time, "
     "the time above their limit, or the order they run in.")]

@@ -99,6 +99,8 @@ def helper(name: str, isa: VectorIsa) -> tuple[str, set[str], bool]:
                 f"    return ({vector}){spelled.format('a', 'b', 'c')};\n}}", {vector, pairs}, True)
     if element == "bf16" and operation in ("widen", "narrow"):
         return _bf16_conversion(name, operation, lanes, isa)
+    if element == "f16" and operation == "widen":
+        return _f16_widening(name, lanes, spelled)
     if operation in ("widen", "narrow"):
         wide = f"v{lanes}i32"
         source, target = (vector, wide) if operation == "widen" else (wide, vector)
@@ -160,9 +162,11 @@ def _bf16_conversion(name: str, operation: str, lanes: int,
     rounds to nearest even and keeps NaN; an instruction for it takes denormals for zeros."""
     half, wide, bits = f"v{lanes}bf16", f"v{lanes}f32", f"v{lanes}u32"
     if operation == "widen":
+        # A conversion of lanes just loaded is taken apart by gcc 12; the instruction is not.
+        spelled = isa.spelling.get(("widen", "bf16", lanes))
+        upper = f"({bits}){spelled}" if spelled else f"__builtin_convertvector(a, {bits})"
         return (f"static inline {wide} {name}({half} a) {{\n"
-                f"    return ({wide})(__builtin_convertvector(a, {bits}) << 16);\n}}",
-                {half, wide, bits}, False)
+                f"    return ({wide})({upper} << 16);\n}}", {half, wide, bits}, bool(spelled))
     exact = (f"{bits} x = ({bits})a, nan = ({bits})(a != a);\n"
              f"    {bits} r = ((x + 0x7fff + ((x >> 16) & 1)) & ~nan) | ((x | 0x400000) & nan);\n"
              f"    return __builtin_convertvector(r >> 16, {half});")
@@ -171,6 +175,18 @@ def _bf16_conversion(name: str, operation: str, lanes: int,
     test = f"if (!{denormals}) return ({half}){quick};\n    " if quick else ""
     return (f"static inline {half} {name}({wide} a) {{\n    {test}{exact}\n}}",
             {half, wide, bits}, bool(quick))
+
+
+def _f16_widening(name: str, lanes: int, spelled: str | None) -> tuple[str, set[str], bool]:
+    """The helper from f16 to f32 lanes. Without an instruction: the exponent's place is moved, and
+    multiplying by the difference of the biases makes the number, also of a denormal one."""
+    half, wide, bits = f"v{lanes}f16", f"v{lanes}f32", f"v{lanes}u32"
+    body = f"return ({wide}){spelled};" if spelled else (
+        f"{bits} h = __builtin_convertvector(a, {bits}), rest = (h & 0x7fff) << 13;\n"
+        f"    {bits} infinite = ({bits})(rest >= 0x7c00u << 13) & 0x7f800000;\n"
+        f"    return ({wide})(({bits})(({wide})rest * 0x1p112f) | infinite | (h & 0x8000) << 16);")
+    return (f"static inline {wide} {name}({half} a) {{\n    {body}\n}}", {half, wide, bits},
+            bool(spelled))
 
 
 def _horizontal(name: str, kind: str, lanes: int, element: str, isa: VectorIsa):
@@ -231,6 +247,8 @@ def _avx512() -> dict[tuple[str, str, int], str]:
             "(v16f32)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)",
         ("load_n", "i32", 16):
             "(v16i32)_mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), p)",
+        ("widen", "f16", 16): "_mm512_cvtph_ps((__m256i)a)",
+        ("widen", "bf16", 16): "_mm512_cvtepu16_epi32((__m256i)a)",
         ("widen", "u8", 16): "_mm512_cvtepu8_epi32((__m128i)a)",
         ("widen", "i8", 16): "_mm512_cvtepi8_epi32((__m128i)a)",
         ("narrow", "u8", 16): "_mm512_cvtepi32_epi8((__m512i)a)",
@@ -284,6 +302,8 @@ def _avx2() -> dict[tuple[str, str, int], str]:
         ("min_number", "f32", 8): "_mm256_min_ps((__m256){0}, (__m256){1})",
         ("sqrt", "f32", 8): "_mm256_sqrt_ps((__m256){0})",
         ("repeat4", "f32", 8): "_mm256_broadcast_ps((const __m128 *)p)",
+        ("widen", "f16", 8): "_mm256_cvtph_ps((__m128i)a)",  # F16C, of x86-64-v3
+        ("widen", "bf16", 8): "_mm256_cvtepu16_epi32((__m128i)a)",
     }
     for element, letter in (("u8", "u"), ("i8", "i")):
         table["widen", element, 8] = f"_mm256_cvtep{letter}8_epi32(_mm_cvtsi64_si128((int64_t)a))"
@@ -320,6 +340,7 @@ def _neon() -> dict[tuple[str, str, int], str]:
         ("max_number", "f32", 4): "vmaxq_f32((float32x4_t){0}, (float32x4_t){1})",
         ("min_number", "f32", 4): "vminq_f32((float32x4_t){0}, (float32x4_t){1})",
         ("sqrt", "f32", 4): "vsqrtq_f32((float32x4_t){0})",
+        ("widen", "f16", 4): "vcvt_f32_f16((float16x4_t)a)",
     }
     for kind in ("max", "min"):
         table[f"horizontal_{kind}", "f32", 4] = f"v{kind}vq_f32((float32x4_t){{0}})"

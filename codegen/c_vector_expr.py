@@ -201,6 +201,9 @@ class VectorPrinter:
             return f"({kind}){a}"
         if dt.bf16 in (source, target):
             return self._bf16_cast(a, source, target, lanes)
+        if source is dt.f16:
+            assert target is dt.f32, target
+            return f"{self._named('widen', source, lanes)}({a})"
         if target.is_bool:
             test = f"({a} != 0)"
             return (f"__builtin_convertvector({test}, {kind})" if source.bits != 32

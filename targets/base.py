@@ -25,11 +25,11 @@ def silent(what: str, done: int, total: int) -> None:
 @dataclass(frozen=True)
 class BuildOptions:
     """Options that every target understands. `optimize` is the C compiler's level (0-3), `exact`
-    forbids approximate algorithms, `precision` is what contractions of f32 take ("f32", or "bf16"
-    with sums in f32), `threads` False leaves all synchronisation out, `name` is the
-    model's C identifier prefix. `records` hold decisions made by measuring. `extra` holds what
-    single targets know: "profile": "true" makes a cpu library that counts the seconds of every
-    kernel."""
+    forbids approximate algorithms, `precision` is what contractions of f32 take ("f32"; "bf16" with
+    sums in f32; "bf16-storage" or "f16-storage": f32, with constant weights kept in 16 bits),
+    `threads` False leaves all synchronisation out, `name` is the model's C identifier prefix.
+    `records` hold decisions made by measuring. `extra` holds what single targets know: "profile":
+    "true" makes a cpu library that counts the seconds of every kernel."""
 
     name: str = "model"
     optimize: int = 2
@@ -40,6 +40,12 @@ class BuildOptions:
     states: tuple[tuple[str, str], ...] = ()
     records: Records = NO_RECORDS
     extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def storage(self) -> str:
+        """The type that constant weights of f32 are kept in; "" is theirs."""
+        kind, _, storage = self.precision.partition("-")
+        return kind if storage else ""
 
 
 @dataclass

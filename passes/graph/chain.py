@@ -18,6 +18,7 @@ from math import ceil, prod
 import numpy as np
 
 from ...ir import dtype as dt
+from ...ir.dtype import DType
 from ...ir.expr import Expr, wrap
 from ...ir.graph.clone import clone_node
 from ...ir.graph.core import Graph, Node, Value
@@ -89,7 +90,7 @@ class Chain(Pass):
         for stage in stages[:-1]:
             size = sizes.numel(stage.node.output.type) * 4
             saved += 2 * max(0.0, size - self.cache)
-        weights = sum(s.weights.nbytes for s in stages)
+        weights = sum(s.weights.size for s in stages) * 4
         if 2 * weights > self.cache:  # each band reads them from beyond the cache again
             streamed = weights * (sizes.dim(stages[-1].node.output.shape[0]) * bands - 1)
         if stages[0].kind == "product" and stages[1].kind == "depthwise":
@@ -132,6 +133,13 @@ class Stage:
     plain: bool
 
     @property
+    def kept(self) -> DType:
+        """The type of the weights."""
+        weights = self.root.inputs[1]
+        assert weights is not None
+        return weights.dtype
+
+    @property
     def flops(self) -> Expr:
         """Multiplications and additions."""
         each = self.weights.size // self.shape[2]
@@ -159,7 +167,8 @@ def stage_of(node: Node) -> Stage | None:
         return None
     if group is not None and len(inner.users) != 1:  # what follows reads the operand as well
         return None
-    if not x.dtype is w.dtype is root.output.dtype is out.dtype is dt.f32:
+    if not x.dtype is root.output.dtype is out.dtype is dt.f32 \
+            or w.dtype not in (dt.f32, dt.bf16, dt.f16):
         return None
     kind, operand, shape = _kind(root, x, w), _known(x), _known(out)
     if not kind or operand is None or shape is None or root.output.shape != out.shape:

@@ -19,6 +19,7 @@ from .plain_convolutions import PlainConvolutions
 from .recognise import Recognise
 from .reduce_precision import ReducePrecision
 from .sink_transposes import SinkTransposes
+from .store_weights import StoreWeights
 from .zero_points import ZeroPoints
 
 
@@ -28,8 +29,9 @@ class Options:
     operators into that layout and lets integer products read 8-bit operands; `attention` makes one
     node of attention written out, and `chains` one of products and depthwise convolutions in a row,
     for targets with kernels for them; `low_bit` leaves weights of a few bits encoded, for targets
-    whose products read them; `bf16` lets contractions take bf16 operands; `fuse` False leaves every
-    node a kernel of its own."""
+    whose products read them; `bf16` lets contractions take bf16 operands; `storage` is the type
+    that constant weights of f32 are kept in ("" is theirs); `fuse` False leaves every node a kernel
+    of its own."""
 
     passes: str = ""
     channels_last: bool = False
@@ -37,6 +39,7 @@ class Options:
     chains: bool = False
     low_bit: bool = False
     bf16: bool = False
+    storage: str = ""
     fuse: bool = True
 
 
@@ -54,6 +57,8 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
                DecodeAhead(kernels=options.low_bit and options.fuse), DeadCode()]
     if options.bf16:
         passes += [ReducePrecision(), DeadCode()]
+    if options.storage:
+        passes += [StoreWeights(options.storage), DeadCode()]
     if options.fuse:
         passes.append(Fuse(prologue=options.bf16))
         if options.chains:

@@ -39,7 +39,8 @@ from ...ir.kernel.intrinsics import horizontal
 from ...ir.kernel.nodes import Buffer, Load, load
 
 VECTOR_DTYPES = (dt.f32, dt.bf16, dt.i32, dt.u32, dt.bool_, dt.u8, dt.i8, dt.i64)
-"""Element types that vectors compute with (bf16 in f32), as many lanes as there are of 32 bits."""
+"""Element types that vectors compute with (bf16 in f32), as many lanes as there are of 32 bits.
+f16 they read only, to widen it at once."""
 
 PARALLEL_WORK = 16384
 """Elements of work below which a loop is not worth a fork-join."""
@@ -96,7 +97,7 @@ def vectorisable(e: Expr, variable: Var, strided: bool = False) -> bool:
     for x in value_nodes(e):
         if not memo[x]:
             continue
-        if x.dtype not in VECTOR_DTYPES:
+        if x.dtype not in VECTOR_DTYPES and not (x.dtype is dt.f16 and isinstance(x, Load)):
             return False
         if isinstance(x, Load):
             split = linear_in(x.index[-1], variable)
@@ -114,7 +115,8 @@ def vectorisable(e: Expr, variable: Var, strided: bool = False) -> bool:
                 return False
         elif isinstance(x, Cast):
             source = x.args[0].dtype
-            if x.mode == "saturate" or source not in VECTOR_DTYPES or (
+            widened = source is dt.f16 and x.dtype is dt.f32
+            if x.mode == "saturate" or not (widened or source in VECTOR_DTYPES) or (
                     source.is_float and x.dtype is dt.i64) or (
                     x.dtype is dt.bf16 and source.is_integer and source.bits > 8):
                 return False

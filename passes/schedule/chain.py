@@ -23,7 +23,7 @@ from ..lower.generic import Group
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
 from .depthwise import DepthwiseLoops, pack_depthwise
-from .dot import F32, ahead_of
+from .dot import F32, STORED, Dot, ahead_of
 from .gemm import (
     Operands,
     add_inputs,
@@ -70,10 +70,11 @@ def chain_rule(low: Lowering, node: Node) -> bool:
 @dataclass
 class _Step:
     """A stage in the kernel: its epilogue and packed weights, with the tile of a product, and what
-    it reads, once that is known."""
+    it reads, once that is known. Tasks widen weights that are kept in 16 bits."""
 
     stage: Stage
     epilogue: Epilogue
+    dot: Dot
     packed: Buffer
     tile: Tile
     ahead: int
@@ -88,15 +89,17 @@ def _step(low: Lowering, ops: Operands, stage: Stage, first: bool) -> _Step:
     add_inputs(low, group, ops, needed(group, stage.root, *([x] if first else [])))
     _, wide, features = stage.shape
     tile = choose(wide, features, Registers(lanes, low.machine.vector_registers))
+    dot = F32
     if stage.kind == "product":
-        array = F32.pack(stage.weights[None], tile.vectors * lanes)
+        dot = STORED.get(stage.kept, F32)
+        array = dot.pack(stage.weights[None], tile.vectors * lanes)
     else:
         array = pack_depthwise(stage.weights, lanes, dt.f32)
-    packed = ops.b.param("packed", dt.f32, (array.size,))
-    ops.args.append(low.constant(array, TensorType(dt.f32, array.shape)))
+    packed = ops.b.param("packed", dot.packed, (array.size,))
+    ops.args.append(low.constant(array, TensorType(dot.packed, array.shape)))
     epilogue = Epilogue(stage.root.output, group.outputs, ops.buffers, ops.known, [],
                         LoopWriter(ops.b, low.machine))
-    return _Step(stage, epilogue, packed, tile, ahead_of(array),
+    return _Step(stage, epilogue, dot, packed, tile, ahead_of(array),
                  ops.buffers[x] if first else None)
 
 
@@ -123,6 +126,8 @@ class _Kernel:
             count: Expr = const(self.lines)
             if height % self.lines:
                 count = b.let("count", op("min", count, height - first))
+            for step in self.steps:
+                self.widen(step)
             steps, origin = self.steps, START
             if steps[0].stage.kind == "product":
                 origin = self.band(n, first, count)
@@ -138,6 +143,15 @@ class _Kernel:
                 self.depthwise(steps[0], n, at, origin, place)
                 if len(steps) > 1:
                     self.product(steps[1], n, at, const(1), place, START)
+
+    def widen(self, step: _Step) -> None:
+        """Weights that are kept in 16 bits, as f32 in memory of the task."""
+        if step.dot.widens:
+            near = self.b.alloc("near", dt.f32, step.packed.shape)
+            width = step.tile.vectors * self.lanes
+            step.dot.widen(self.b, step.packed, const(0), near, 0, step.packed.shape[0] // width,
+                           width, self.lanes, step.ahead)
+            step.dot, step.packed, step.ahead = F32, near, 0
 
     def keep(self, step: _Step, lines: int) -> Buffer:
         """Room for lines of a step's result, which the next one reads."""

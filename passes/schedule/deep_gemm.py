@@ -17,7 +17,7 @@ from ...ir import dtype as dt
 from ...ir.expr import Expr, const, op, select, wrap
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer, load
-from .dot import F32, Fetch
+from .dot import F32, Dot, Fetch
 from .microkernel import accumulators
 from .tiles import Tile, split_rows
 
@@ -47,9 +47,11 @@ def blocks_of(inner: int, width: int) -> int:
     return ceil(inner * 4 * width / PANEL_BYTES)
 
 
-def write_deep(b: Builder, store: Callable[..., None], tile: Tile, lanes: int, blocks: int,
-               x: Buffer, packed: Buffer, rows: int, inner: int, columns: int) -> None:
-    """Writes the loops. `store(tile, accumulators, panel, first row)` runs the epilogue."""
+def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lanes: int,
+               blocks: int, x: Buffer, packed: Buffer, rows: int, inner: int,
+               columns: int) -> None:
+    """Writes the loops. `store(tile, accumulators, panel, first row)` runs the epilogue. Weights
+    that are kept in 16 bits are widened when their block's turn comes, for all row tiles."""
     width = tile.vectors * lanes
     depth = ceil(inner / blocks)
     panels = ceil(columns / width)
@@ -75,6 +77,10 @@ def write_deep(b: Builder, store: Callable[..., None], tile: Tile, lanes: int, b
                 op("lt", p + 1, here), weight + inner * width,
                 (first_panel * inner + start + depth) * width))
             pace = ceil(width / each)
+            source, base = packed, weight
+            if dot.widens:
+                source, base = b.alloc("near", dt.f32, (depth * width,)), const(0)
+                dot.widen(b, packed, weight, source, 0, run, width, lanes)
 
             def one(rows_of: int, row: Expr, at: Expr, fetch: Fetch | None) -> None:
                 shape = Tile(rows_of, tile.vectors)
@@ -86,8 +92,8 @@ def write_deep(b: Builder, store: Callable[..., None], tile: Tile, lanes: int, b
                         for r, v, place in places:
                             b.store(acc, (r, v), load(partial, (place,), lanes))
                 origin = b.let("ao", row * inner + start)
-                F32.accumulate(b, acc, shape, lanes, run, lambda r: (x, origin + r * inner), packed,
-                               weight, fetch=fetch)
+                F32.accumulate(b, acc, shape, lanes, run, lambda r: (x, origin + r * inner), source,
+                               base, fetch=fetch)
                 if partial is None:
                     store(shape, acc, panel, row)
                     return
@@ -100,7 +106,7 @@ def write_deep(b: Builder, store: Callable[..., None], tile: Tile, lanes: int, b
             with b.loop("r", tiles) as r:
                 row = b.let("row", (chunk * each + r) * height)
                 one(height, row, b.let("at", r * height),
-                    Fetch(b.let("ask", following + r * (depth * pace)), pace))
+                    Fetch(packed, b.let("ask", following + r * (depth * pace)), pace))
             if last:
                 with b.when(op("eq", chunk, chunks - 1)):
                     one(last, wrap(count * height), const(each * height), None)

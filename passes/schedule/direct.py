@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
-
-import numpy as np
 
 from ...ir import dtype as dt
 from ...ir.expr import Const, Expr, both, const, op, wrap
 from ...ir.graph.ops.shapes import same
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer
-from .dot import Dot
+from .dot import F32, WIDENED_ROWS, Dot, widened_first
 from .gemm import RowBlock, store_tile
 from .groups import Groups, accumulate_shuffled
 from .microkernel import Epilogue, accumulators
@@ -80,6 +79,18 @@ class DirectLoops:
         self.channels = self.groups.count * self.groups.channels
         self.run = self.groups.together * self.groups.channels
         self.tiles = [bordered_blocks(w, self.spatial[-1], self.tile.rows) for w in self.windows]
+        self.depths = [self._depth(w) for w in self.windows]
+        tiles = sum(_known(block.count) for tiles in self.tiles for block, _ in tiles)
+        for extent in self.lines:
+            tiles *= _known(extent)
+        self.widened = widened_first(self.dot, self.lanes, sum(self.depths), 1, tiles)
+
+    def _depth(self, window: Window) -> int:
+        """Elements of a panel's weights of a window."""
+        line = self.dot.steps(self.run * window.size[-1]) if self.merged \
+            else wrap(self.groups.steps(self.dot) * window.size[-1])
+        assert isinstance(line, Const)
+        return line.value * self.width * prod(window.size[:-1])
 
     def write(self) -> None:
         """All results: a task takes a line, or a part of one where there are few, and one panel of
@@ -90,22 +101,62 @@ class DirectLoops:
             lines = lines * wrap(extent)
         panels = self.groups.blocks * self.panels
         shared = self.plan.shared
-        chunk, parts = self._parts(lines, panels if shared else 1)
+        band = self._band(lines)
+        chunk, parts = (1 << 30, wrap(1)) if band > 1 else self._parts(
+            lines, panels if shared else 1)
         tiles = sum(_known(block.count) for tiles in self.tiles for block, _ in tiles)
-        work = min(chunk, tiles) * self._tile_flops() * (panels if shared else 1)
-        with b.loop("t", lines * parts * (1 if shared else panels), "parallel",
+        work = band * min(chunk, tiles) * self._tile_flops() * (panels if shared else 1)
+        bands = (lines + (band - 1)) // band
+        with b.loop("t", bands * parts * (1 if shared else panels), "parallel",
                     grain=max(1, TASK_FLOPS // max(1, work))) as t:
             part = None if parts is const(1) else b.let("part", t % parts)
-            line = b.let("line", t // parts % lines)
+            line = b.let("line", t // parts % bands * band)
+            count = op("min", lines - line, band) if band > 1 else None
             if not shared:
-                self._panel(line, b.let("p", t // parts // lines), part, chunk)
+                self._lines(line, count, b.let("p", t // parts // bands), part, chunk)
                 return
             with b.loop("p", panels) as panel:
-                self._panel(line, panel, part, chunk)
+                self._lines(line, count, panel, part, chunk)
+
+    def _band(self, lines: Expr) -> int:
+        """Lines of a task: one, or as many as weights are to be widened for."""
+        pixels = _known(self.windows[0].pixels[-1])
+        if not self.widened or pixels >= WIDENED_ROWS:
+            return 1
+        most = -(-WIDENED_ROWS // pixels)
+        if not isinstance(lines, Const):
+            return most
+        return -(-lines.value // -(-lines.value // most))
+
+    def _lines(self, first: Expr, count: Expr | None, panel: Expr, part: Expr | None,
+               chunk: int) -> None:
+        """One panel of `count` lines, or of one."""
+        b, packed = self.b, self.packed
+        weights = _Weights(self.dot, packed.buffer, packed.ahead, [
+            base + panel * depth for base, depth in zip(packed.bases, self.depths, strict=True)])
+        if self.widened:
+            weights = self._widen(weights)
+        if count is None:
+            self._panel(first, panel, part, chunk, weights)
+            return
+        with b.loop("y", count) as y:
+            self._panel(b.let("line", first + y), panel, part, chunk, weights)
+
+    def _widen(self, kept: _Weights) -> _Weights:
+        """A panel's weights as f32 in memory of the task."""
+        b = self.b
+        near = b.alloc("near", dt.f32, (sum(self.depths),))
+        starts: list[Expr] = []
+        for start, depth in zip(kept.starts, self.depths, strict=True):
+            base = sum(self.depths[:len(starts)])
+            self.dot.widen(b, kept.buffer, b.let("kept", start), near, base, depth // self.width,
+                           self.width, self.lanes, kept.ahead)
+            starts.append(const(base))
+        return _Weights(F32, near, 0, starts)
 
     def _tile_flops(self) -> int:
         """Operations of a tile of pixels, one panel."""
-        taps = max(int(np.prod(w.size)) for w in self.windows)
+        taps = max(prod(w.size) for w in self.windows)
         steps = self.groups.channels if self.groups.shuffled else self.run
         return max(1, 2 * self.tile.rows * self.width * taps * steps)
 
@@ -120,12 +171,15 @@ class DirectLoops:
         for count in counts[1:]:
             most = op("max", most, count)
         chunk = -(-TASK_FLOPS // (self._tile_flops() * panels))
+        if self.widened:
+            chunk = max(chunk, -(-WIDENED_ROWS // self.tile.rows))
         if isinstance(most, Const):
             chunk = max(chunk, -(-most.value * known // LEAST_TASKS))
         parts = op("max", (most + (chunk - 1)) // chunk, 1)
         return chunk if parts is not const(1) else 1 << 30, parts
 
-    def _panel(self, line: Expr, panel: Expr, part: Expr | None, chunk: int) -> None:
+    def _panel(self, line: Expr, panel: Expr, part: Expr | None, chunk: int,
+               weights: _Weights) -> None:
         """One panel of a line: its results of all windows."""
         b, groups = self.b, self.groups
         index, rest = [], line
@@ -143,7 +197,8 @@ class DirectLoops:
                     if not same(extent, pixels):
                         inside = both(inside, op("lt", q, wrap(pixels)))
                 with _if(b, inside):
-                    self._line(_Place(k, window, n, outer, block, inner, panel, count), part, chunk)
+                    place = _Place(k, window, n, outer, block, inner, weights, count)
+                    self._line(place, part, chunk)
 
         if not groups.rest:
             held(groups.together)
@@ -171,14 +226,14 @@ class DirectLoops:
     def _tile(self, at: _Place, tile: Tile, first: Expr, rows_of: list[list[int]] | None) -> None:
         """One tile. `rows_of`, at a border, lists for each tap of the line the rows whose pixel is
         inside."""
-        b, window, dot, width = self.b, at.window, self.dot, self.width
+        b, window, dot, width = self.b, at.window, at.weights.dot, self.width
+        packed, ahead = at.weights.buffer, at.weights.ahead
         acc = accumulators(b, tile, self.lanes, dot.accumulator)
         step = window.strides[-1]
         per_tap = self.groups.steps(dot) * width
         per_line = wrap(dot.steps(self.run * window.size[-1]) * width) if self.merged \
             else wrap(per_tap * window.size[-1])
-        depth = per_line * int(np.prod(window.size[:-1]))
-        base_w = b.let("wb", self.packed.bases[at.number] + at.panel * depth)
+        base_w = b.let("wb", at.weights.starts[at.number])
         base_x = b.let("xb", at.block * self.run)
 
         def left(start: Expr) -> Callable[[int], tuple[Buffer, Expr]]:
@@ -211,7 +266,7 @@ class DirectLoops:
                         one_tap(line, weight, const(k), rows)
             elif self.merged:
                 dot.accumulate(b, acc, tile, self.lanes, self.run * window.size[-1], left(line),
-                               self.packed.buffer, b.let("wk", weight), ahead=self.packed.ahead)
+                               packed, b.let("wk", weight), ahead=ahead)
             else:
                 with b.loop("k", window.size[-1]) as k:
                     one_tap(line, weight, k, None)
@@ -220,11 +275,11 @@ class DirectLoops:
             weight = b.let("wk", weight + k * per_tap)
             tap = b.let("tap", line + k * (window.dilations[-1] * self.channels))
             if self.groups.shuffled:
-                accumulate_shuffled(b, acc, self.groups, tile, self.lanes, left(tap),
-                                    self.packed.buffer, weight, at.held, rows)
+                accumulate_shuffled(b, acc, dot, self.groups, tile, self.lanes, left(tap),
+                                    packed, weight, at.held, rows)
                 return
-            dot.accumulate(b, acc, tile, self.lanes, self.run, left(tap), self.packed.buffer,
-                           weight, rows, self.packed.ahead)
+            dot.accumulate(b, acc, tile, self.lanes, self.run, left(tap), packed, weight, rows,
+                           ahead)
 
         if all(window.size):
             taps([], list(window.size[:-1]))
@@ -238,7 +293,7 @@ class DirectLoops:
 @dataclass(frozen=True)
 class _Place:
     """Where a task is: window `number`, image n, the outer axes of the grid, and panel `inner` of a
-    block with `held` groups, which is `panel` of all."""
+    block with `held` groups, with its weights."""
 
     number: int
     window: Window
@@ -246,8 +301,19 @@ class _Place:
     outer: list[Expr]
     block: Expr
     inner: Expr
-    panel: Expr
+    weights: _Weights
     held: int
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The weights of a panel: their step, where they are, how far ahead to ask for them, and where
+    those of each window start."""
+
+    dot: Dot
+    buffer: Buffer
+    ahead: int
+    starts: list[Expr]
 
 
 def _known(count: Any) -> int:

@@ -1,5 +1,5 @@
-"""The arithmetic of a contraction's inner step: f32 multiply-add, two bf16 or four u8 x i8 products
-at once, or one 8-bit product where there are no vectors.
+"""The arithmetic of a contraction's inner step: f32 multiply-add, also with weights kept in 16
+bits, two bf16 or four u8 x i8 products at once, or one 8-bit product where there are no vectors.
 
 A step takes `group` consecutive elements of the reduction. Right operands are packed so that one
 step of one panel is `width` consecutive elements of `packed`.
@@ -26,9 +26,10 @@ from .tiles import Tile
 
 @dataclass(frozen=True)
 class Fetch:
-    """Weights to ask for meanwhile: from position `start` on, `pace` elements for every step.
-    (Asking for one line again costs less than a loop that does not.)"""
+    """Weights to ask for meanwhile: from position `start` of `packed` on, `pace` elements for every
+    step. (Asking for one line again costs less than a loop that does not.)"""
 
+    packed: Buffer
     start: Expr
     pace: int
 
@@ -36,11 +37,26 @@ class Fetch:
 @dataclass(frozen=True)
 class Dot:
     """One kind of inner step. `packed` is the element type of packed weights: i32 where it holds
-    the factors of a group."""
+    the factors of a group, 16 bits where floats are kept so and widened when they are read."""
 
     group: int
     accumulator: DType
     packed: DType
+
+    @property
+    def floats(self) -> bool:
+        """Whether a step is a multiply-add of f32."""
+        return self.group == 1 and self.accumulator is dt.f32
+
+    @property
+    def widens(self) -> bool:
+        """Whether weights are widened when they are read."""
+        return self.floats and self.packed is not dt.f32
+
+    def column(self, packed: Buffer, at: Expr, lanes: int) -> Expr:
+        """The weights of a step from `at` on."""
+        weights = load(packed, (at,), lanes)
+        return cast(weights, dt.f32) if self.floats else weights
 
     def steps(self, run: Any) -> Expr:
         """Steps that a run of `run` elements takes."""
@@ -53,11 +69,21 @@ class Dot:
         return pack4(load(x, (at,), self.group, count))
 
     def combine(self, accumulator: Expr, row: Expr, column: Expr) -> Expr:
-        if self.accumulator is not self.packed and self.group == 1:
-            return accumulator + cast(row, self.accumulator) * cast(column, self.accumulator)
-        if self.group == 1:
+        if self.floats:
             return op("fma", row, column, accumulator)
+        if self.group == 1:
+            return accumulator + cast(row, self.accumulator) * cast(column, self.accumulator)
         return (dot2 if self.group == 2 else dot4)(accumulator, row, column)
+
+    def widen(self, b: Builder, packed: Buffer, start: Expr, target: Buffer, base: Any, steps: Any,
+              width: int, lanes: int, ahead: int = 0) -> None:
+        """`steps` steps of packed weights from `start` on, as f32 into `target` from `base` on."""
+        with b.loop("k", steps) as k:
+            for v in range(0, width if ahead else 0, LINE_BYTES // packed.dtype.itemsize):
+                b.prefetch(packed, start + k * width + (v + ahead))
+            for v in range(0, width, lanes):
+                b.store(target, (base + k * width + v,),
+                        self.column(packed, start + k * width + v, lanes))
 
     def pack(self, matrix: np.ndarray, width: int) -> np.ndarray:
         """[..., runs, K, N] to [..., panels, runs, steps, width] of `packed` elements, zero where
@@ -85,11 +111,12 @@ class Dot:
         rows = range(tile.rows) if rows is None else rows
         width = tile.vectors * lanes
         whole = wrap(run) // self.group
+        line = max(lanes, LINE_BYTES // packed.dtype.itemsize)
 
         def step(k: Expr, count: Any) -> None:
-            for v in range(tile.vectors if ahead else 0):
-                b.prefetch(packed, weight + k * width + v * lanes + ahead)
-            columns = [b.let("w", load(packed, (weight + k * width + v * lanes,), lanes))
+            for v in range(0, width if ahead else 0, line):
+                b.prefetch(packed, weight + k * width + v + ahead)
+            columns = [b.let("w", self.column(packed, weight + k * width + v * lanes, lanes))
                        for v in range(tile.vectors)]
             for r in rows:
                 buffer, at = left(r)
@@ -100,13 +127,16 @@ class Dot:
         if whole is not const(0):
             with b.loop("k", whole) as k:
                 if fetch is not None:
-                    b.prefetch(packed, fetch.start + k * fetch.pace)
+                    b.prefetch(fetch.packed, fetch.start + k * fetch.pace)
                 step(k, None)
         rest = wrap(run) - whole * self.group
         if rest is not const(0):
             with b.when(op("gt", rest, 0)):
                 step(whole, rest)
 
+
+LINE_BYTES = 64
+"""Bytes of a cache line."""
 
 STREAMED_BYTES = 512 * 1024
 """Packed weights from which on they come from beyond a level-2 cache."""
@@ -116,12 +146,36 @@ AHEAD_BYTES = 8192
 does not cross."""
 
 
+def widened_first(dot: Dot, lanes: int, steps: Any, width: int, tiles: Any) -> bool:
+    """Whether a task with so many tiles of rows widens its weights, a known number of `steps` of
+    `width`, before it multiplies. Without vectors memory counts more than time."""
+    if not dot.widens or lanes == 1:
+        return False
+    if isinstance(tiles, int):
+        return tiles >= WIDENED_TILES
+    return isinstance(steps, int) and steps * width * 4 <= WIDENED_BYTES
+
+
 def ahead_of(packed: np.ndarray) -> int:
     """Elements ahead of their use at which to ask for packed weights; 0 where they are near."""
     return AHEAD_BYTES // packed.itemsize if packed.nbytes >= STREAMED_BYTES else 0
 
 
 F32 = Dot(1, dt.f32, dt.f32)
+STORED = {kind: Dot(1, dt.f32, kind) for kind in (dt.bf16, dt.f16)}
+"""Steps of f32 by the type that weights are kept in."""
+
+WIDENED_ROWS = 128
+"""Rows for which weights kept in 16 bits are widened once, so that it takes a hundredth of the time
+of their products."""
+
+WIDENED_TILES = 3
+"""Tiles of rows from which on a task widens its weights first: for fewer, each does while it reads
+them."""
+
+WIDENED_BYTES = 256 * 1024
+"""Bytes of f32 up to which weights are widened first where a task may have one row: those that a
+level-2 cache holds with other things."""
 BF16 = Dot(2, dt.f32, dt.i32)
 U8I8 = Dot(4, dt.i32, dt.i32)
 
@@ -130,6 +184,8 @@ def choose_dot(machine: Machine, left: Value, right: Value, out: Value) -> Dot |
     """The inner step for these operands on this machine; None when it has none."""
     if left.dtype is right.dtype is out.dtype is dt.f32:
         return F32
+    if left.dtype is out.dtype is dt.f32 and right.dtype in STORED:
+        return STORED[right.dtype]
     if machine.dot2 and left.dtype is right.dtype is dt.bf16 and out.dtype is dt.f32:
         return BF16
     bytes_ = (dt.u8, dt.i8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...ir import dtype as dt
 from ...ir.expr import Expr, const, op, var, wrap
 from ...ir.graph.core import Node, TensorType, Value
 from ...ir.graph.ops.shapes import broadcast_index, flat_index, same, unflatten
@@ -20,7 +21,7 @@ from ..lower.generic import Group, materialise
 from ..lower.loops import PARALLEL_WORK, LoopWriter
 from ..lower.lowering import Lowering
 from .deep_gemm import write_deep
-from .dot import F32, Dot, Fetch, ahead_of, choose_dot
+from .dot import F32, Dot, Fetch, ahead_of, choose_dot, widened_first
 from .flat_gemm import MOST_ROWS, chunk_of, write_flat
 from .microkernel import Epilogue, accumulators
 from .plans import Product, others, sizes
@@ -173,7 +174,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     flat = right.rank == 2 and walks_as_one(group, root)
     height = product(left.shape[:-1]) if flat else rows
     constant = right_outer.constant
-    if constant is None and dot.group > 1:
+    if constant is None and (dot.group > 1 or dot.widens):
         return False
     ops = operands(low, group, "matmul", needed(group, root, left))
     writer = LoopWriter(ops.b, low.machine)
@@ -191,7 +192,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
         f"{left.dtype.name}[{sizes((*batch, shape.rows, inner))}]",
         f"{right.dtype.name}[{sizes((*right.shape[:-2], inner, columns))}]",
         "given" if constant is None else "constant", others(group, root))),
-        product_plans(shape, height, dot, not batch and dot is F32, registers,
+        product_plans(shape, height, dot, not batch and dot.floats, registers,
                       left.dtype.itemsize))
     width = plan.vectors * lanes
     if constant is not None:
@@ -262,10 +263,11 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
             store_tile(b, epilogue, part, lanes, acc, panel, columns, width,
                        lambda r, column: (*lead, row + r, *between, column))
 
-        write_deep(b, store, tile, lanes, plan.blocks, x, packed, shape.rows, shape.inner,
+        write_deep(b, store, dot, tile, lanes, plan.blocks, x, packed, shape.rows, shape.inner,
                    shape.columns)
         return
     pace = _fetch_pace(blocks[0].count, chunk, width) if ahead and blocks else 0
+    near = widened_first(dot, lanes, shape.inner, width, blocks[0].count if blocks else 0)
     total = wrap(count) * panels * tasks_per_panel
     with b.loop("t", total, "parallel") as t:
         # Panels innermost: the rows of a task stay in the level-2 cache for all of them.
@@ -275,10 +277,16 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
         a_base, b_base = place(m)
         a_base, b_base = b.let("ab", a_base), b.let("bb", b_base + panel * dot.steps(inner) * width)
         lead, between = (unflatten(m, batch), ()) if batch else places(out)
+        read, weights, first = dot, packed, b_base
+        if near:
+            read, first = F32, const(0)
+            weights = b.alloc("near", dt.f32, (shape.inner * width,))
+            dot.widen(b, packed, b_base, weights, 0, inner, width, lanes, ahead)
 
         def rows_of(start: Expr, height: int, fetch: Fetch | None = None) -> None:
-            _tile(b, epilogue, dot, Tile(height, tile.vectors), lanes, x, packed, a_base, b_base,
-                  start, inner, panel, columns, width, lead, between, 0 if fetch else ahead, fetch)
+            _tile(b, epilogue, read, Tile(height, tile.vectors), lanes, x, weights, a_base, first,
+                  start, inner, panel, columns, width, lead, between,
+                  0 if fetch or near else ahead, fetch)
 
         def main() -> None:
             first = blocks[0]
@@ -287,7 +295,7 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, lef
                 fetch = None
                 if pace:
                     following = b_base + dot.steps(inner) * (width + r * pace)
-                    fetch = Fetch(b.let("next", following), pace)
+                    fetch = Fetch(packed, b.let("next", following), pace)
                 rows_of(b.let("row", first.start + (low + r) * first.height), first.height, fetch)
 
         def rest() -> None:

@@ -17,7 +17,7 @@ from ...ir.expr import Expr, op, wrap
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.intrinsics import shuffle
 from ...ir.kernel.nodes import Buffer, load
-from .dot import F32, Dot
+from .dot import Dot
 from .tiles import Tile
 
 
@@ -57,7 +57,7 @@ class Groups:
 def share_vectors(dot: Dot, lanes: int, count: int, channels: int, features: int) -> Groups:
     """How these groups fill vectors of `lanes`."""
     fitting = max(1, min(lanes // features, count))
-    if dot is F32:
+    if dot.floats:
         # A shuffle takes its lanes out of two vectors.
         fitting = max(1, min(fitting, 2 * lanes // channels))
         return Groups(count, channels, features, fitting, fitting > 1)
@@ -86,7 +86,7 @@ def pack_groups(dot: Dot, groups: Groups, weights: np.ndarray, width: int, merge
     return dot.pack(dense.reshape(groups.blocks, runs, -1, n * f), width)
 
 
-def accumulate_shuffled(b: Builder, acc: Buffer, groups: Groups, tile: Tile, lanes: int,
+def accumulate_shuffled(b: Builder, acc: Buffer, dot: Dot, groups: Groups, tile: Tile, lanes: int,
                         left: Callable[[int], tuple[Buffer, Expr]], packed: Buffer, weight: Expr,
                         held: int, rows: Sequence[int] | None = None) -> None:
     """acc += one tap of a block with `held` groups: `left(r)` is row r's buffer and the position of
@@ -94,7 +94,7 @@ def accumulate_shuffled(b: Builder, acc: Buffer, groups: Groups, tile: Tile, lan
     whole = held * groups.channels
     for channel in range(groups.channels):
         picks = groups.picks(channel, lanes)
-        column = b.let("w", load(packed, (weight + channel * lanes,), lanes))
+        column = b.let("w", dot.column(packed, weight + channel * lanes, lanes))
         for r in range(tile.rows) if rows is None else rows:
             buffer, at = left(r)
             parts = [load(buffer, (at + start,), lanes,

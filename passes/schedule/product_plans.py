@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from .deep_gemm import blocks_of, is_deep
-from .dot import F32, Dot
+from .dot import WIDENED_ROWS, Dot
 from .plans import Product, tiles_for
 from .tiles import Registers, Tile, split_rows
 
@@ -44,11 +44,11 @@ def product_plans(shape: Shape, height: Any, dot: Dot, may_block: bool, register
     columns = shape.columns if isinstance(shape.columns, int) else 4 * registers.lanes
     rows = height if isinstance(height, int) else None
     # What loads and stores cost was measured for vectors of f32; small code matters without them.
-    steps = shape.inner if dot is F32 and registers.lanes > 1 and isinstance(shape.inner, int) \
+    steps = shape.inner if dot.floats and registers.lanes > 1 and isinstance(shape.inner, int) \
         else None
     for number, tile in enumerate(tiles_for(rows, columns, registers, steps)):
         width = tile.vectors * registers.lanes
-        chunk = chunk_of(shape, tile, width, itemsize)
+        chunk = chunk_of(shape, tile, width, itemsize, dot)
         deep = may_block and is_deep(shape.rows, shape.inner, shape.columns, tile, registers.lanes)
         plan = _plan(tile, chunk, blocks_of(shape.inner, width) if deep else 0)
         yield plan
@@ -84,15 +84,18 @@ def _row_tiles(rows: int, limit: int) -> int:
     return next((count for _, count in split_rows(rows, limit)), 0)
 
 
-def chunk_of(shape: Shape, tile: Tile, width: int, itemsize: int) -> int:
+def chunk_of(shape: Shape, tile: Tile, width: int, itemsize: int, dot: Dot) -> int:
     """Row tiles per task: enough work for a fork-join, few enough that their rows stay in the
-    level-2 cache and that there are tasks for many threads."""
+    level-2 cache and that there are tasks for many threads; with weights to widen, enough for that
+    to cost little."""
     inner = shape.inner if isinstance(shape.inner, int) else 256
     tiles = _row_tiles(shape.rows, tile.rows) if isinstance(shape.rows, int) else 0
     least = max(1, round(TASK_FLOPS / max(1, 2 * tile.rows * width * inner)))
     resident = RESIDENT_ROWS // max(1, tile.rows * inner * itemsize)
     if isinstance(shape.rows, int) and isinstance(shape.columns, int):
         resident = min(resident, ceil(tiles * ceil(shape.columns / width) / LEAST_TASKS))
+    if dot.widens:
+        least = max(least, ceil(WIDENED_ROWS / tile.rows))
     chunk = max(least, resident)
     return even_chunk(tiles, chunk) if tiles else chunk
 

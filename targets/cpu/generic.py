@@ -48,7 +48,8 @@ class GenericTarget:
         blob = _wants_blob(options)
         _require_constant_inputs(graph)
         progress("optimising the graph", 0, 3)
-        chosen = Options(passes=options.passes or "", channels_last=True, low_bit=True)
+        chosen = Options(passes=options.passes or "", channels_last=True, low_bit=True,
+                         storage=options.storage)
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         progress("generating kernels", 1, 3)
         choices = options.records.choices(machine_of(PORTABLE))

@@ -219,5 +219,5 @@ def test_a_target_without_the_instructions_says_so(target):
 def test_an_unknown_precision_is_refused():
     from smelt.compilation import Request
 
-    with pytest.raises(UsageError, match="precision is 'fp4': use f32 or bf16"):
+    with pytest.raises(UsageError, match="precision is 'fp4': use f32, bf16, bf16-storage or f16"):
         Request(b"", precision="fp4")

@@ -13,6 +13,7 @@ from cpu.native_graphs import VARIANTS, Cases, check, interpreted
 from smelt.ir.graph.core import Value
 from smelt.passes.graph import chain
 from smelt.passes.graph.chain import Chain
+from smelt.passes.graph.store_weights import StoreWeights
 from smelt.passes.schedule.microkernel import Epilogue
 
 ATOL = 2e-5
@@ -101,14 +102,30 @@ def test_chains(make, target, rng):
         np.testing.assert_allclose(got, want, 0, ATOL)
 
 
+@pytest.mark.parametrize("kind, target", [("bf16", "cpu"), ("f16", "cpu:x86-64-v3")])
 @pytest.mark.parametrize("make", [expanded, separable, inverted, perceptrons])
-def test_bits_are_those_of_the_kernels_apart(make, rng, monkeypatch):
+def test_weights_kept_in_16_bits(make, kind, target, rng):
+    c = Cases(int(rng.integers(1 << 31)))
+    make(c)
+    StoreWeights(kind).run(c.graph)
+    program = check(c, target, 0, ATOL, ["chain"])
+    kernels = [k.name for k in program.kernels()]
+    assert all("chain" in name for name in kernels), kernels
+    for got, want in zip(interpreted(c, program), c.expected(), strict=True):
+        np.testing.assert_allclose(got, want, 0, ATOL)
+
+
+@pytest.mark.parametrize("kind", ["", "bf16"])
+@pytest.mark.parametrize("make", [expanded, separable, inverted, perceptrons])
+def test_bits_are_those_of_the_kernels_apart(make, kind, rng, monkeypatch):
     seed = int(rng.integers(1 << 31))
     results = []
     for gain in (1.0, 0.0):
         monkeypatch.setattr(Chain, "_gain", lambda *_, gain=gain: gain)
         c = Cases(seed)
         make(c)
+        if kind:
+            StoreWeights(kind).run(c.graph)
         program, run = c.compiled("cpu")
         assert any("chain" in k.name for k in program.kernels()) == bool(gain)
         results.append(run(1))
