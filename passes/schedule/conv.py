@@ -24,7 +24,7 @@ from .conv_weights import WeightPlaces, Weights, pack_at_run
 from .depthwise import is_depthwise, write_depthwise
 from .direct import DirectLoops, Packed, Place, spread_place
 from .dot import Dot, ahead_of, choose_dot
-from .gemm import add_operand, finish, needed, operands, places, walks_as_one
+from .gemm import finish, left_operand, needed, operands, places, walks_as_one
 from .groups import Groups, pack_groups, share_vectors
 from .microkernel import Epilogue
 from .plans import SHARED_WEIGHTS, Direct, convolution_text, direct_plans
@@ -87,7 +87,7 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
         and windows[0].pixels[-1] <= LONGEST_LINE
     copied = any(any(w.guarded) for w in windows) and not cut
     ops = operands(low, group, root.op.removesuffix(SUFFIX),
-                   needed(group, root, *([] if copied else [x])))
+                   needed(group, root, *([] if copied or dot.widened else [x])))
     writer = LoopWriter(ops.b, low.machine)
     epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
     if lanes > 1 and not epilogue.vectorisable():
@@ -96,14 +96,13 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     if copied:
         before, after = borders(windows, extents, root.attrs.get("high"))
         storage = pad_copy(low, materialise(low, group, x), before, after,
-                           root.attrs.get("fill", 0))
-        image = ops.b.param("image", x.dtype, (storage.type.numel,))
+                           root.attrs.get("fill", 0), dot.widened)
+        image = ops.b.param("image", storage.type.dtype, (storage.type.numel,))
         ops.args.append(storage)
         spatial = bordered(extents, before, after)
         windows = [within(w, before) for w in windows]
     else:
-        add_operand(low, group, ops, x)
-        image = ops.buffers[x]
+        image = left_operand(low, group, ops, x, dot)
     # Taps at the borders are single: they must begin with a step of their own.
     merged = groups.blocks == 1 and not groups.shuffled and all(
         w.dilations[-1] == 1 and (channels % dot.group == 0 or not w.guarded[-1]) for w in windows)

@@ -191,8 +191,8 @@ def test_weights_that_the_run_computes(target, rng):
 
 
 def test_weights_and_image_may_be_one_tensor(rng):
-    c = OnnxCases(int(rng.integers(1 << 31)))
-    x = c.input(array=c.normal(6, 6, 5, 5) / 4)
+    c = Cases(int(rng.integers(1 << 31)))
+    x = c.input(array=c.rng.standard_normal((6, 6, 5, 5)).astype(np.float32) / 4)
     c.output(c.graph.add("conv", [x, x], {"low": (2, 2), "high": (2, 2)}))
     c.output(c.graph.add("conv", [c.input(3, 4, 6), c.input(8, 2, 3)], {"groups": 2}))
     check_kernels(c, check(c, "cpu", 0, 2e-4))
