@@ -65,8 +65,8 @@ def _bytes(element: str) -> int:
     return int(element.lstrip("bfiu")) // 8
 
 
-_ARITY = {"fma": 3, "dot4_u8i8": 3, "dot2_bf16": 3, "scale": 2, "max": 2, "min": 2, "max_number": 2,
-          "min_number": 2}
+_ARITY = {"fma": 3, "dot4_u8i8": 3, "dot2_i16": 3, "dot2_bf16": 3, "scale": 2, "max": 2, "min": 2,
+          "max_number": 2, "min_number": 2}
 
 
 def helper(name: str, isa: VectorIsa) -> tuple[str, set[str], bool]:
@@ -119,6 +119,9 @@ def helper(name: str, isa: VectorIsa) -> tuple[str, set[str], bool]:
                 f"    return ({vector})((m & ({mask})a) | (~m & ({mask})b));")
         return f"static inline {vector} {name}({parameters}) {{\n    {body}\n}}", {
             vector, mask}, False
+    elif operation == "dot2_i16":
+        low = "(({0} << 16) >> 16)"
+        body = (f"return a + {low.format('b')} * {low.format('c')} + (b >> 16) * (c >> 16);")
     else:
         suffix = "f" if element == "f32" else ""
         function = {"round": "rint", "fma": "fma"}.get(operation, operation) + suffix
@@ -240,6 +243,8 @@ def _avx512() -> dict[tuple[str, str, int], str]:
         ("max_number", "f32", 16): "_mm512_max_ps((__m512){0}, (__m512){1})",
         ("min_number", "f32", 16): "_mm512_min_ps((__m512){0}, (__m512){1})",
         ("sqrt", "f32", 16): "_mm512_sqrt_ps((__m512){0})",
+        ("dot2_i16", "i32", 16): "_mm512_add_epi32((__m512i){0}, "
+                                 "_mm512_madd_epi16((__m512i){1}, (__m512i){2}))",
         ("repeat4", "f32", 16): "_mm512_broadcast_f32x4(_mm_loadu_ps(p))",
         ("scale", "f32", 16): "_mm512_scalef_ps((__m512){0}, (__m512){1})",
         ("scale", "f32", 8): "_mm256_scalef_ps((__m256){0}, (__m256){1})",
@@ -301,6 +306,8 @@ def _avx2() -> dict[tuple[str, str, int], str]:
         ("max_number", "f32", 8): "_mm256_max_ps((__m256){0}, (__m256){1})",
         ("min_number", "f32", 8): "_mm256_min_ps((__m256){0}, (__m256){1})",
         ("sqrt", "f32", 8): "_mm256_sqrt_ps((__m256){0})",
+        ("dot2_i16", "i32", 8): "_mm256_add_epi32((__m256i){0}, "
+                                "_mm256_madd_epi16((__m256i){1}, (__m256i){2}))",
         ("repeat4", "f32", 8): "_mm256_broadcast_ps((const __m128 *)p)",
         ("widen", "f16", 8): "_mm256_cvtph_ps((__m128i)a)",  # F16C, of x86-64-v3
         ("widen", "bf16", 8): "_mm256_cvtepu16_epi32((__m128i)a)",
@@ -341,6 +348,10 @@ def _neon() -> dict[tuple[str, str, int], str]:
         ("min_number", "f32", 4): "vminq_f32((float32x4_t){0}, (float32x4_t){1})",
         ("sqrt", "f32", 4): "vsqrtq_f32((float32x4_t){0})",
         ("widen", "f16", 4): "vcvt_f32_f16((float16x4_t)a)",
+        ("dot2_i16", "i32", 4): "vaddq_s32((int32x4_t){0}, vpaddq_s32("
+                                "vmull_s16(vget_low_s16((int16x8_t){1}), "
+                                "vget_low_s16((int16x8_t){2})), "
+                                "vmull_high_s16((int16x8_t){1}, (int16x8_t){2})))",
     }
     for kind in ("max", "min"):
         table[f"horizontal_{kind}", "f32", 4] = f"v{kind}vq_f32((float32x4_t){{0}})"
@@ -376,8 +387,12 @@ def with_tiles(isa: VectorIsa) -> VectorIsa:
 
 
 SCALAR = VectorIsa("scalar")
-SSE = VectorIsa("sse4", 128)
+SSE = VectorIsa("sse4", 128, "immintrin.h", {
+    ("dot2_i16", "i32", 4): "_mm_add_epi32((__m128i){0}, "
+                            "_mm_madd_epi16((__m128i){1}, (__m128i){2}))"})
 AVX2 = VectorIsa("avx2", 256, "immintrin.h", _avx2(), fma=True)
 AVX512 = VectorIsa("avx512", 512, "immintrin.h", {**_avx2(), **_avx512()}, fma=True, registers=32)
 NEON = VectorIsa("neon", 128, "arm_neon.h", _neon(), fma=True, registers=32)
-WASM_SIMD = VectorIsa("wasm-simd", 128)
+WASM_SIMD = VectorIsa("wasm-simd", 128, "wasm_simd128.h", {
+    ("dot2_i16", "i32", 4): "wasm_i32x4_add((v128_t){0}, "
+                            "wasm_i32x4_dot_i16x8((v128_t){1}, (v128_t){2}))"})

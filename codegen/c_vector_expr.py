@@ -293,8 +293,8 @@ class VectorPrinter:
             present = f"{self.value(source.count)} * {size}" if size > 1 else self.value(
                 source.count)
             return f"{self._helper('pack4_n')}({where}, {present})"
-        if name in ("dot4_u8i8", "dot2_bf16", "scale"):
-            # The factors of dot products are vectors of i32 that hold four bytes or two bf16 each.
+        if name in ("dot4_u8i8", "dot2_i16", "dot2_bf16", "scale"):
+            # Factors of dot products are vectors of i32 that hold four bytes or two halves each.
             a = [self.value(x) for x in e.args]
             return f"{self._vector_helper(name, e)}({', '.join(a)})"
         if name.startswith(SHUFFLE):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ..ir import dtype as dt
 from ..ir.dtype import DType
 from ..ir.expr import Broadcast, Cast, Const, Expr, Op, Ramp, Var, broadcast, op, var, walk, wrap
-from ..ir.kernel.intrinsics import DOT4, HORIZONTAL, PACK4, SCALE, SHUFFLE
+from ..ir.kernel.intrinsics import DOT2_I16, DOT4, HORIZONTAL, PACK4, SCALE, SHUFFLE
 from ..ir.kernel.nodes import Buffer, Call, Load
 from .c_types import MATH
 from .tensorir_integers import PLAIN, IntegerPrinter
@@ -379,8 +379,8 @@ class ExpressionPrinter(IntegerPrinter):
             return f"T.reinterpret(\"int32\", {a[0]})"
         if intrinsic is SCALE:
             return self._scale(a, lanes)
-        if intrinsic is DOT4:
-            return self._dot4(e, a)
+        if intrinsic is DOT4 or intrinsic is DOT2_I16:
+            return self._integer_dot(e, a)
         if intrinsic.name.startswith(f"{SHUFFLE}_"):
             picks = ", ".join(intrinsic.name.split("_")[1:])
             return f"T.Shuffle([{a[0]}, {a[1]}], [{picks}])"
@@ -419,18 +419,24 @@ class ExpressionPrinter(IntegerPrinter):
 
         return f"({a[0]} * {power(half)} * {power(f'({whole} - {half})')})"
 
-    def _dot4(self, e: Call, a: list[str]) -> str:
-        lanes = e.lanes
+    def _integer_dot(self, e: Call, a: list[str]) -> str:
+        """Products of the parts of i32 lanes: four u8 with i8, or two i16 with i16."""
+        lanes, signed = e.lanes, e.intrinsic is DOT2_I16
+        bits = 16 if signed else 8
         x, y = self.named(a[1], lanes, "int32"), self.named(a[2], lanes, "int32")
 
         def i32(n: int) -> str:
             return self._same(n, dt.i32, lanes)
 
+        def part(z: str, k: int) -> str:
+            above = i32(32 - bits - bits * k)
+            return f"T.shift_right(T.shift_left({z}, {above}), {i32(32 - bits)})"
+
         products = []
-        for k in range(4):
-            u = f"T.bitwise_and(T.shift_right({x}, {i32(8 * k)}), {i32(255)})"
-            s = f"T.shift_right(T.shift_left({y}, {i32(24 - 8 * k)}), {i32(24)})"
-            products.append(self.named(f"{u} * {s}", lanes, "int32"))
+        for k in range(32 // bits):
+            u = part(x, k) if signed else \
+                f"T.bitwise_and(T.shift_right({x}, {i32(8 * k)}), {i32(255)})"
+            products.append(self.named(f"{u} * {part(y, k)}", lanes, "int32"))
         return self.wrapping("add", e, [a[0], f"({' + '.join(products)})"])
 
     # Memory -------------------------------------------------------------------------------------

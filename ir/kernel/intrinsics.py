@@ -94,6 +94,22 @@ def dot2(accumulator: Expr, a: Expr, b: Expr) -> Call:
     return call(DOT2, (accumulator, a, b), dt.f32, accumulator.lanes)
 
 
+def _dot2_i16(accumulator, a, b):
+    a, b = (np.ascontiguousarray(np.asarray(x, np.int32)).view(np.int16).astype(np.int32)
+            for x in (a, b))
+    products = (a * b).reshape(*a.shape[:-1], -1, 2).sum(-1, dtype=np.int32)
+    return np.asarray(accumulator) + products
+
+
+DOT2_I16 = Intrinsic("dot2_i16", _dot2_i16, "acc[i] + sum_j a[i, j] * b[i, j] over the two i16 of "
+                                            "i32 lanes (vpmaddwd, vpaddd); wraps")
+
+
+def dot2_i16(accumulator: Expr, a: Expr, b: Expr) -> Call:
+    """i32 lanes plus the sums of two i16 products each."""
+    return call(DOT2_I16, (accumulator, a, b), dt.i32, accumulator.lanes)
+
+
 TILE_ROWS, TILE_PAIRS, TILE_COLUMNS = 16, 16, 16
 """A tile register (AMX): 16 rows of 64 bytes, which are 16 f32 or 16 pairs of bf16."""
 

@@ -30,8 +30,9 @@ class Options:
     node of attention written out, and `chains` one of products and depthwise convolutions in a row,
     for targets with kernels for them; `low_bit` leaves weights of a few bits encoded, for targets
     whose products read them; `bf16` lets contractions take bf16 operands; `storage` is the type
-    that constant weights of f32 are kept in ("" is theirs); `fuse` False leaves every node a kernel
-    of its own."""
+    that constant weights of f32 are kept in ("" is theirs); `unsigned` makes signed left operands
+    of 8-bit products unsigned, for machines that multiply such with signed ones; `fuse` False
+    leaves every node a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False
@@ -40,6 +41,7 @@ class Options:
     low_bit: bool = False
     bf16: bool = False
     storage: str = ""
+    unsigned: bool = False
     fuse: bool = True
 
 
@@ -51,7 +53,7 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
     passes: list[Pass] = [DeadCode(), Fold(), CommonSubexpressions(), Canonicalise(), Fold(),
                           CommonSubexpressions(), Recognise(), FoldAffine()]
     if options.channels_last:
-        passes += [ZeroPoints(), PlainConvolutions(), ChannelsLast()]
+        passes += [ZeroPoints(options.unsigned), PlainConvolutions(), ChannelsLast()]
     passes += [SinkTransposes(), Canonicalise(), Fold(), CommonSubexpressions(), DeadCode(),
                Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode(),
                DecodeAhead(kernels=options.low_bit and options.fuse), DeadCode()]

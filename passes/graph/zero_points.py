@@ -3,6 +3,10 @@
 An affine-quantised product is (x - zx) times w. Written as x times w minus zx times the sum of w,
 the left operand stays 8 bits wide, and the second term is a constant per output channel (Jacob et
 al. 2018, section 2.3). Exact in wrapping i32 arithmetic.
+
+Machines multiply unsigned left with signed right bytes (vpdpbusd). A signed left operand is the
+unsigned x + 128 with a zero point 128 higher. Weights are bytes again once their zero points are
+subtracted, where they fit.
 """
 
 from __future__ import annotations
@@ -17,10 +21,17 @@ from ...ir.graph.core import Graph, Node, Value
 from .base import Pass, register
 from .rewrite import Rule, rewrite, rule
 
+HALF = 128
+"""What the lowest signed byte lacks to zero."""
+
 
 def _source(value: Value | None) -> tuple[Value, int] | None:
-    """(x, c) when the value is cast(x to i32) + c for an 8-bit x and a known number c."""
-    if value is None or value.node is None:
+    """(x, c) when the value is cast(x to i32) + c, or x itself, for an 8-bit x and a known c."""
+    if value is None:
+        return None
+    if value.dtype in (dt.u8, dt.i8):
+        return value, 0
+    if value.node is None:
         return None
     node, offset = value.node, 0
     if node.op == "add":
@@ -42,17 +53,54 @@ def _source(value: Value | None) -> tuple[Value, int] | None:
     return (x, offset) if x.dtype in (dt.u8, dt.i8) else None
 
 
+def _is_integer_product(node: Node) -> bool:
+    w = node.inputs[1]
+    return w is not None and w.constant is not None and node.output.dtype is dt.i32
+
+
+@rule("conv", "matmul")
+def narrow_weights(node: Node, graph: Graph) -> Value | None:
+    """product(x, w) with weights of a wider type, all of which are signed bytes."""
+    x, w = node.inputs
+    if not _is_integer_product(node) or x is None or w is None or w.constant is None \
+            or w.dtype is dt.i8 or not w.dtype.is_integer or w.constant.size == 0 \
+            or w.constant.min() < dt.i8.min or w.constant.max() > dt.i8.max:
+        return None
+    return graph.add(node.op, [x, graph.constant(w.constant.astype(np.int8))], dict(node.attrs),
+                     origin=node.origin)
+
+
 @rule("conv", "matmul")
 def narrow_operand(node: Node, graph: Graph) -> Value | None:
     """product(cast(x) + c, w) to product(x, w) + c * sum(w)."""
     found, w = _source(node.inputs[0]), node.inputs[1]
     if found is None or w is None or w.constant is None or w.dtype is not dt.i8 \
-            or node.output.dtype is not dt.i32:
+            or not _is_integer_product(node) or found[0] is node.inputs[0]:
         return None
     x, offset = found
-    if not x.dtype.min <= -offset <= x.dtype.max:
+    return _less_constant(node, graph, x, w.constant, offset) \
+        if x.dtype.min <= -offset <= x.dtype.max else None
+
+
+@rule("conv", "matmul")
+def unsigned_operand(node: Node, graph: Graph) -> Value | None:
+    """product(x, w) of a signed x to product(x + 128, w) - 128 * sum(w). Depthwise convolutions,
+    which widen their operands, are left as they are."""
+    x, w = node.inputs
+    if x is None or w is None or w.constant is None or x.dtype is not dt.i8 \
+            or w.dtype is not dt.i8 or not _is_integer_product(node) \
+            or (node.op == "conv" and w.shape[1] == 1 and node.attrs["groups"] > 1):
         return None
-    weights = w.constant.astype(np.int64)
+    wide = graph.add("cast", [x], {"to": dt.i32}, origin=node.origin)
+    moved = graph.add("add", [wide, graph.constant(np.int32(HALF))], origin=node.origin)
+    moved = graph.add("cast", [moved], {"to": dt.u8}, origin=node.origin)
+    return _less_constant(node, graph, moved, w.constant, -HALF)
+
+
+def _less_constant(node: Node, graph: Graph, x: Value, w: np.ndarray, offset: int) -> Value:
+    """product(x, w) + offset * sum(w); where a convolution pads x + offset by some value, it pads
+    x by that value less the offset."""
+    weights = w.astype(np.int64)
     attrs = dict(node.attrs)
     if node.op == "conv":
         attrs["fill"] = -offset + attrs["fill"]
@@ -62,7 +110,7 @@ def narrow_operand(node: Node, graph: Graph) -> Value | None:
         correction = weights.sum(axis=-2, keepdims=True) * offset
         if weights.ndim == 2:
             correction = correction.reshape(-1)
-    product = graph.add(node.op, [x, w], attrs, origin=node.origin)
+    product = graph.add(node.op, [x, graph.constant(w)], attrs, origin=node.origin)
     if not correction.any():
         return product
     return graph.add("add", [product, graph.constant(correction.astype(np.int32))],
@@ -83,15 +131,17 @@ def merge_biases(node: Node, graph: Graph) -> Value | None:
                      origin=node.origin)
 
 
-RULES: tuple[Rule, ...] = (narrow_operand, merge_biases)
+RULES: tuple[Rule, ...] = (narrow_weights, narrow_operand, merge_biases)
 
 
 @register
 @dataclass(frozen=True)
 class ZeroPoints(Pass):
-    """Moves zero points out of integer products, into their biases."""
+    """Moves zero points out of integer products, into their biases. `unsigned` makes signed left
+    operands unsigned ones."""
 
     name = "zero_points"
+    unsigned: bool = False
 
     def run(self, graph: Graph) -> bool:
-        return rewrite(graph, RULES) > 0
+        return rewrite(graph, (*RULES, unsigned_operand) if self.unsigned else RULES) > 0

@@ -1,8 +1,8 @@
 """Channels-last convolutions, ordinary and transposed, of any rank and in any number of groups.
 
-Weights are packed at compile time. Where the width is known and padding is zero, tiles at the
-left and right border leave out the taps that are outside; otherwise the input is copied once into
-a buffer with borders.
+Weights are packed at compile time when they are constant, else by a kernel of their own. Where the
+width is known and padding is zero, tiles at the left and right border leave out the taps that are
+outside; otherwise the input is copied once into a buffer with borders.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from ...ir.graph.ops.shapes import same
 from ..lower.generic import Group, materialise
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
+from .conv_weights import WeightPlaces, Weights, pack_at_run
 from .depthwise import is_depthwise, write_depthwise
 from .direct import DirectLoops, Packed, Place, spread_place
 from .dot import Dot, ahead_of, choose_dot
-from .gemm import add_operand, finish, needed, operands, outer_value, places, walks_as_one
+from .gemm import finish, left_operand, needed, operands, places, walks_as_one
 from .groups import Groups, pack_groups, share_vectors
 from .microkernel import Epilogue
 from .plans import SHARED_WEIGHTS, Direct, convolution_text, direct_plans
@@ -47,43 +48,46 @@ SHUFFLED_ROWS = 14
 
 
 def conv_rule(low: Lowering, node: Node) -> bool:
-    """conv_last and conv_transpose_last with constant weights and elementwise epilogue, where the
-    machine has an inner step for their types."""
+    """conv_last and conv_transpose_last with elementwise epilogue, where the machine has an inner
+    step for their types; of those with a step of several elements, the ones with constant
+    weights."""
     group = Group(node)
     root = group.find("conv_last") or group.find("conv_transpose_last")
     if root is None:
         return False
     x, w = root.inputs
     assert x is not None and w is not None
-    if w not in group.inputs or any(same(d, 0) for d in (*root.output.shape, *x.shape)):
+    if any(same(d, 0) for d in (*root.output.shape, *x.shape)) \
+            or any(v.shape != root.output.shape for v in group.outputs):
         return False
-    weights = outer_value(group, w).constant
-    if weights is None or any(v.shape != root.output.shape for v in group.outputs):
-        return False
-    windows = windows_of(root, weights.shape[2:])
-    if windows is None:
+    weights = Weights.of(group, w)
+    windows = None if weights is None else windows_of(root, weights.shape[2:])
+    if weights is None or windows is None:
         return False
     if root.op == "conv_last" and is_depthwise(root, x, weights):
-        return write_depthwise(low, node, group, root, x, w, weights, windows[0])
+        return write_depthwise(low, node, group, root, x, weights, windows[0])
     dot = choose_dot(low.machine, x, w, root.output)
-    return dot is not None and _write(low, node, group, root, dot, x, weights, windows)
+    if dot is None or (weights.array is None and dot.group > 1):
+        return False
+    return _write(low, node, group, root, dot, x, weights, windows)
 
 
 def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Value,
-           weights: np.ndarray, windows: list[Window]) -> bool:
+           weights: Weights, windows: list[Window]) -> bool:
     lanes, out = low.machine.lanes, root.output
-    weights = _by_groups(root, weights)
-    count, features, channels = weights.shape[:3]
+    count, features, channels = _by_groups(root, weights.shape)
     groups = share_vectors(dot, lanes, count, channels, features)
     extents, batch, place = x.shape[1:-1], out.shape[0], spread_place
+    size = weights.shape[2:]
     if _is_pointwise(root, windows[0]) and walks_as_one(group, root):
         batch, extents, windows, place = 1, *_one_line(windows[0], out)
+        size = windows[0].size
     known = all(isinstance(d, int) for w in windows for d in (extents[-1], w.pixels[-1], w.low[-1]))
     cut = known and root.attrs.get("fill", 0) == 0 and len(windows) <= CUT_WINDOWS \
         and windows[0].pixels[-1] <= LONGEST_LINE
     copied = any(any(w.guarded) for w in windows) and not cut
     ops = operands(low, group, root.op.removesuffix(SUFFIX),
-                   needed(group, root, *([] if copied else [x])))
+                   needed(group, root, *([] if copied or dot.widened else [x])))
     writer = LoopWriter(ops.b, low.machine)
     epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
     if lanes > 1 and not epilogue.vectorisable():
@@ -92,40 +96,54 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     if copied:
         before, after = borders(windows, extents, root.attrs.get("high"))
         storage = pad_copy(low, materialise(low, group, x), before, after,
-                           root.attrs.get("fill", 0))
-        image = ops.b.param("image", x.dtype, (storage.type.numel,))
+                           root.attrs.get("fill", 0), dot.widened)
+        image = ops.b.param("image", storage.type.dtype, (storage.type.numel,))
         ops.args.append(storage)
         spatial = bordered(extents, before, after)
         windows = [within(w, before) for w in windows]
     else:
-        add_operand(low, group, ops, x)
-        image = ops.buffers[x]
+        image = left_operand(low, group, ops, x, dot)
     # Taps at the borders are single: they must begin with a step of their own.
     merged = groups.blocks == 1 and not groups.shuffled and all(
         w.dilations[-1] == 1 and (channels % dot.group == 0 or not w.guarded[-1]) for w in windows)
     plans = _plans(dot, groups, windows, merged, Registers(lanes, low.machine.vector_registers))
     plan = low.choose("convolution", convolution_text(group, root), plans) \
         if root.op == "conv_last" and count == 1 else next(plans)
-    arrays = [pack_groups(dot, groups, weights[np.ix_(*map(range, weights.shape[:3]), *w.taps)],
-                          plan.vectors * lanes, merged) for w in windows]
-    array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
-    buffer = ops.b.param("packed", dot.packed, (array.size,))
-    ops.args.append(low.constant(array, TensorType(dot.packed, array.shape)))
-    bases = [sum(a.size for a in arrays[:k]) for k in range(len(arrays))]
-    DirectLoops(ops.b, epilogue, dot, groups, plan, lanes, image,
-                Packed(buffer, bases, ahead_of(array)), spatial,
-                [batch, *windows[0].pixels[:-1]], windows, merged, place).write()
+    if weights.array is None:
+        storage, bases = pack_at_run(
+            low, materialise(low, group, weights.value),
+            WeightPlaces(groups, size, root.op != "conv_last"), windows, plan.vectors * lanes)
+        ahead = 0
+    else:
+        array, bases = _packed(root, dot, groups, weights.array, windows, plan.vectors * lanes,
+                               merged)
+        storage, ahead = low.constant(array, TensorType(dot.packed, array.shape)), ahead_of(array)
+    buffer = ops.b.param("packed", dot.packed, (storage.type.numel,))
+    ops.args.append(storage)
+    DirectLoops(ops.b, epilogue, dot, groups, plan, lanes, image, Packed(buffer, bases, ahead),
+                spatial, [batch, *windows[0].pixels[:-1]], windows, merged, place).write()
     finish(low, node, ops, sum((_product(batch, *w.pixels, *w.size) for w in windows), wrap(0))
            * (2 * channels * features * count))
     return True
 
 
-def _by_groups(root: Node, weights: np.ndarray) -> np.ndarray:
-    """The weights as [groups, features, channels, window...]."""
-    groups = root.attrs["groups"]
-    if root.op == "conv_last":
-        return weights.reshape(groups, -1, *weights.shape[1:])
-    return weights.reshape(groups, -1, *weights.shape[1:]).swapaxes(1, 2)
+def _by_groups(root: Node, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(groups, features, channels) of weights of this shape."""
+    groups, (lead, inner) = root.attrs["groups"], shape[:2]
+    return (groups, lead // groups, inner) if root.op == "conv_last" \
+        else (groups, inner, lead // groups)
+
+
+def _packed(root: Node, dot: Dot, groups: Groups, weights: np.ndarray, windows: list[Window],
+            width: int, merged: bool) -> tuple[np.ndarray, list[int]]:
+    """Constant weights as the loops read them, and where those of each window begin."""
+    split = weights.reshape(groups.count, -1, *weights.shape[1:])
+    if root.op != "conv_last":
+        split = split.swapaxes(1, 2)
+    arrays = [pack_groups(dot, groups, split[np.ix_(*map(range, split.shape[:3]), *w.taps)],
+                          width, merged) for w in windows]
+    bases = [sum(a.size for a in arrays[:k]) for k in range(len(arrays))]
+    return arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays]), bases
 
 
 def _is_pointwise(root: Node, window: Window) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from ...ir.expr import Expr, cast, const, op, var, wrap
 from ...ir.graph.core import Node, TensorType, Value
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer, load
+from ...ir.program import Storage
 from ..lower.generic import Group, materialise
-from ..lower.loops import LoopWriter
+from ..lower.loops import LoopWriter, write_elements
 from ..lower.lowering import Lowering
+from .conv_weights import Weights
 from .gemm import add_operand, finish, needed, operands
 from .microkernel import Epilogue, accumulators
 from .plans import Depthwise, convolution_text, depthwise_plans
@@ -27,19 +30,22 @@ from .product_plans import TASK_FLOPS
 from .tiles import Registers, Tile
 from .window import Window, bordered, borders, pad_copy, within
 
+BYTES = (dt.u8, dt.i8)
 
-def is_depthwise(root: Node, x: Value, weights: np.ndarray) -> bool:
+
+def is_depthwise(root: Node, x: Value, weights: Weights) -> bool:
     """Whether a conv_last is a depthwise one of this kind: f32, or 8-bit into i32 with sums that
     stay exact in f32 (below 2**24)."""
-    plane = int(np.prod(weights.shape[2:]))
+    plane = prod(weights.shape[2:])
     floats = x.dtype is dt.f32 and root.output.dtype is dt.f32
-    exact = x.dtype in (dt.u8, dt.i8) and root.output.dtype is dt.i32 and plane * 2**15 < 2**24
+    exact = x.dtype in BYTES and weights.value.dtype in BYTES and root.output.dtype is dt.i32 \
+        and plane * 2**15 < 2**24
     return root.attrs["groups"] == weights.shape[0] == x.shape[-1] and weights.shape[1] == 1 \
-        and weights.ndim <= 4 and (floats or exact)
+        and len(weights.shape) <= 4 and (floats or exact)
 
 
-def write_depthwise(low: Lowering, node: Node, group: Group, root: Node, x: Value, w: Value,
-                    weights: np.ndarray, window: Window) -> bool:
+def write_depthwise(low: Lowering, node: Node, group: Group, root: Node, x: Value,
+                    weights: Weights, window: Window) -> bool:
     """Launches the kernel; False when the epilogue has no vector form."""
     lanes = low.machine.lanes
     out = root.output
@@ -64,10 +70,15 @@ def write_depthwise(low: Lowering, node: Node, group: Group, root: Node, x: Valu
         add_operand(low, group, ops, x)
         image = ops.buffers[x]
     blocks = -(-channels // lanes)
-    kind = weights_type(w, lanes)
-    array = pack_depthwise(weights, lanes, kind)
-    storage = low.constant(array, TensorType(kind, array.shape))
-    packed = b.param("packed", kind, (array.size,))
+    kind = weights_type(weights.value, lanes)
+    if weights.array is None:
+        storage = _pack_at_run(low, materialise(low, group, weights.value), weights.shape, kind)
+    else:
+        array = pack_depthwise(weights.array, lanes, kind)
+        storage = low.constant(array, TensorType(kind, array.shape))
+    taps = prod(window.size)
+    size = taps * blocks * lanes
+    packed = b.param("packed", kind, (size,))
     ops.args.append(storage)
     lift = len(window.size) == 1
     if lift:  # a 1-D window is one row
@@ -79,15 +90,15 @@ def write_depthwise(low: Lowering, node: Node, group: Group, root: Node, x: Valu
     wide = spatial[-1]
     out_h = wrap(1) if lift else wrap(out.shape[1])
     plan = low.choose("depthwise convolution", convolution_text(group, root), depthwise_plans(
-        array.nbytes, Registers(lanes, low.machine.vector_registers)))
+        size * kind.itemsize, Registers(lanes, low.machine.vector_registers)))
     loops = DepthwiseLoops(b, epilogue, window, plan, lanes, image, packed, channels, blocks,
                            height, wide, lift)
     rows = n * out_h
     columns = out.shape[-2]
-    per_row = (columns if isinstance(columns, int) else 64) * channels * 2 * array.shape[0]
+    per_row = (columns if isinstance(columns, int) else 64) * channels * 2 * taps
     with b.loop("t", rows, "parallel", grain=max(1, TASK_FLOPS // max(1, per_row))) as t:
         loops.row(b.let("n", t // out_h), b.let("oy", t % out_h), columns)
-    finish(low, node, ops, wrap(out.type.numel) * (2 * array.shape[0]))
+    finish(low, node, ops, wrap(out.type.numel) * (2 * taps))
     return True
 
 
@@ -103,6 +114,23 @@ def pack_depthwise(weights: np.ndarray, lanes: int, kind: DType) -> np.ndarray:
     array = np.zeros((int(np.prod(weights.shape[2:])), -(-channels // lanes) * lanes), kind.numpy)
     array[:, :channels] = weights.reshape(channels, -1).T
     return array
+
+
+def _pack_at_run(low: Lowering, source: Storage, shape: tuple[int, ...], kind: DType) -> Storage:
+    """Launches a kernel that packs weights which only a run knows as `pack_depthwise` does."""
+    lanes, (channels, *rest) = low.machine.lanes, shape
+    taps, wide = prod(rest), -(-channels // lanes) * lanes
+    target = low.temporary(TensorType(kind, (taps, wide)), "packed")
+    b = Builder(low.kernel_name("pack"))
+    x = b.param("x", source.type.dtype, (source.type.numel,))
+    y = b.param("y", kind, (taps * wide,))
+    write_elements(b, low.machine, y, (taps, channels), lambda index: cast(
+        load(x, (index[1] * taps + index[0],)), kind), strides=(wide, 1))
+    if wide > channels:
+        write_elements(b, low.machine, y, (taps, wide - channels), lambda _: const(0, kind),
+                       offset=channels, strides=(wide, 1))
+    low.launch(b.kernel(1, 0, wrap(taps * wide) * (2 * kind.itemsize)), [source, target])
+    return target
 
 
 @dataclass

@@ -1,6 +1,10 @@
 """The arithmetic of a contraction's inner step: f32 multiply-add, also with weights kept in 16
 bits, two bf16 or four u8 x i8 products at once, or one 8-bit product where there are no vectors.
 
+Vectors without an instruction for 8-bit factors multiply them as pairs of i16, which is exact. (The
+four-way product that AVX2 has, vpmaddubsw, saturates sums of two.) Left operands are then copied
+to i16 ahead of the product.
+
 A step takes `group` consecutive elements of the reduction. Right operands are packed so that one
 step of one panel is `width` consecutive elements of `packed`.
 """
@@ -18,7 +22,7 @@ from ...ir.dtype import DType
 from ...ir.expr import Expr, broadcast, cast, const, op, wrap
 from ...ir.graph.core import Value
 from ...ir.kernel.builder import Builder
-from ...ir.kernel.intrinsics import dot2, dot4, pack4
+from ...ir.kernel.intrinsics import dot2, dot2_i16, dot4, pack4
 from ...ir.kernel.nodes import Buffer, load
 from ..lower.loops import Machine
 from .tiles import Tile
@@ -37,11 +41,13 @@ class Fetch:
 @dataclass(frozen=True)
 class Dot:
     """One kind of inner step. `packed` is the element type of packed weights: i32 where it holds
-    the factors of a group, 16 bits where floats are kept so and widened when they are read."""
+    the factors of a group, 16 bits where floats are kept so and widened when they are read. Both
+    operands have to be `widened` to a type first when given."""
 
     group: int
     accumulator: DType
     packed: DType
+    widened: DType | None = None
 
     @property
     def floats(self) -> bool:
@@ -71,6 +77,8 @@ class Dot:
     def combine(self, accumulator: Expr, row: Expr, column: Expr) -> Expr:
         if self.floats:
             return op("fma", row, column, accumulator)
+        if self.widened is not None:
+            return dot2_i16(accumulator, row, column)
         if self.group == 1:
             return accumulator + cast(row, self.accumulator) * cast(column, self.accumulator)
         return (dot2 if self.group == 2 else dot4)(accumulator, row, column)
@@ -88,6 +96,8 @@ class Dot:
     def pack(self, matrix: np.ndarray, width: int) -> np.ndarray:
         """[..., runs, K, N] to [..., panels, runs, steps, width] of `packed` elements, zero where
         there is nothing."""
+        if self.widened is not None:
+            matrix = matrix.astype(self.widened.numpy)
         *lead, runs, k, n = matrix.shape
         panels, steps = -(-n // width), -(-k // self.group)
         padded = np.zeros((*lead, runs, steps * self.group, panels * width), matrix.dtype)
@@ -178,6 +188,7 @@ WIDENED_BYTES = 256 * 1024
 level-2 cache holds with other things."""
 BF16 = Dot(2, dt.f32, dt.i32)
 U8I8 = Dot(4, dt.i32, dt.i32)
+I16 = Dot(2, dt.i32, dt.i32, dt.i16)
 
 
 def choose_dot(machine: Machine, left: Value, right: Value, out: Value) -> Dot | None:
@@ -189,9 +200,8 @@ def choose_dot(machine: Machine, left: Value, right: Value, out: Value) -> Dot |
     if machine.dot2 and left.dtype is right.dtype is dt.bf16 and out.dtype is dt.f32:
         return BF16
     bytes_ = (dt.u8, dt.i8)
-    if machine.lanes == 1 and left.dtype in bytes_ and right.dtype in bytes_ \
-            and out.dtype is dt.i32:
+    if left.dtype not in bytes_ or right.dtype not in bytes_ or out.dtype is not dt.i32:
+        return None
+    if machine.lanes == 1:
         return Dot(1, dt.i32, right.dtype)
-    if machine.dot4 and left.dtype is dt.u8 and right.dtype is dt.i8 and out.dtype is dt.i32:
-        return U8I8
-    return None
+    return U8I8 if machine.dot4 and left.dtype is dt.u8 and right.dtype is dt.i8 else I16

@@ -20,6 +20,7 @@ from ...ir.program import Storage
 from ..lower.generic import Group, materialise
 from ..lower.loops import PARALLEL_WORK, LoopWriter
 from ..lower.lowering import Lowering
+from .copies import widen
 from .deep_gemm import write_deep
 from .dot import F32, Dot, Fetch, ahead_of, choose_dot, widened_first
 from .flat_gemm import MOST_ROWS, chunk_of, write_flat
@@ -70,6 +71,16 @@ def add_operand(low: Lowering, group: Group, ops: Operands, value: Value) -> Non
     storage = materialise(low, group, value)
     ops.buffers[value] = ops.b.param("x", value.dtype, (value.type.numel,))
     ops.args.append(storage)
+
+
+def left_operand(low: Lowering, group: Group, ops: Operands, value: Value, dot: Dot) -> Buffer:
+    """A parameter that holds `value` as the inner step reads it."""
+    if dot.widened is None:
+        add_operand(low, group, ops, value)
+        return ops.buffers[value]
+    storage = widen(low, materialise(low, group, value), dot.widened)
+    ops.args.append(storage)
+    return ops.b.param("x", dot.widened, (storage.type.numel,))
 
 
 def operands(low: Lowering, group: Group, name: str, keep: set[Value]) -> Operands:
@@ -176,7 +187,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     constant = right_outer.constant
     if constant is None and (dot.group > 1 or dot.widens):
         return False
-    ops = operands(low, group, "matmul", needed(group, root, left))
+    ops = operands(low, group, "matmul", needed(group, root, *([] if dot.widened else [left])))
     writer = LoopWriter(ops.b, low.machine)
     epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
     if lanes > 1 and not epilogue.vectorisable():
@@ -200,10 +211,10 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
         packed = low.constant(array, TensorType(dot.packed, array.shape))
     else:
         packed = pack_runtime(low, right_outer, width)
-    add_operand(low, group, ops, left)
+    x = left_operand(low, group, ops, left, dot)
     panel_buffer = ops.b.param("packed", dot.packed, (packed.type.numel,))
     ops.args.append(packed)
-    _write(ops, epilogue, dot, shape, batch, left, right, out, plan, lanes, panel_buffer,
+    _write(ops, epilogue, dot, shape, batch, x, left, right, out, plan, lanes, panel_buffer,
            0 if constant is None else ahead_of(array))
     flops = wrap(out.type.numel) * wrap(inner) * 2
     finish(low, node, ops, flops)
@@ -233,10 +244,10 @@ def walks_as_one(group: Group, root: Node) -> bool:
     return True
 
 
-def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, left: Value,
-           right: Value, out: Value, plan: Product, lanes: int, packed: Buffer,
+def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, x: Buffer,
+           left: Value, right: Value, out: Value, plan: Product, lanes: int, packed: Buffer,
            ahead: int) -> None:
-    b, x = ops.b, ops.buffers[left]
+    b = ops.b
     tile, chunk = Tile(plan.rows, plan.vectors), plan.chunk
     width = tile.vectors * lanes
     inner, columns = wrap(shape.inner), wrap(shape.columns)

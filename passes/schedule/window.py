@@ -9,13 +9,14 @@ from math import gcd
 from typing import Any
 
 from ...ir import dtype as dt
-from ...ir.expr import Const, Expr, broadcast, const, op, simplify_dim, wrap
+from ...ir.dtype import DType
+from ...ir.expr import Const, Expr, const, op, simplify_dim, wrap
 from ...ir.graph.core import Node, TensorType
 from ...ir.graph.ops.shapes import same
 from ...ir.kernel.builder import Builder
-from ...ir.kernel.nodes import Buffer, load
 from ...ir.program import Storage
 from ..lower.lowering import Lowering
+from .copies import copy, fill
 from .gemm import RowBlock, row_blocks
 
 LONGEST_LINE = 1 << 16
@@ -148,16 +149,17 @@ def bordered(extents: Sequence[Any], before: Sequence[Any], after: Sequence[Any]
 
 
 def pad_copy(low: Lowering, source: Storage, before: Sequence[Any], after: Sequence[Any],
-             value: float) -> Storage:
-    """Launches a copy of [N, spatial..., C] with `value` around the spatial axes."""
+             value: float, to: DType | None = None) -> Storage:
+    """Launches a copy of [N, spatial..., C] with `value` around the spatial axes, in the element
+    type `to` when given."""
     n, *spatial, c = source.type.shape
     grown = bordered(spatial, before, after)
     dtype = source.type.dtype
-    type = TensorType(dtype, (n, *grown, c))
+    type = TensorType(to or dtype, (n, *grown, c))
     target = low.temporary(type, "padded")
     b = Builder(low.kernel_name("pad"))
     x = b.param("x", dtype, (source.type.numel,))
-    y = b.param("y", dtype, (type.numel,))
+    y = b.param("y", type.dtype, (type.numel,))
     lanes = low.machine.lanes
     outer = [wrap(n), *grown[:-1]]
     rows: Expr = wrap(1)
@@ -184,33 +186,7 @@ def pad_copy(low: Lowering, source: Storage, before: Sequence[Any], after: Seque
             fill(b, y, row + head + narrow, wide - head - narrow, lanes, value)
         with b.otherwise():
             fill(b, y, row, wide, lanes, value)
-    low.launch(b.kernel(1, 0, (type.numel + source.type.numel) * dtype.itemsize),
+    low.launch(b.kernel(1, 0, type.numel * type.dtype.itemsize
+                        + source.type.numel * dtype.itemsize),
                [source, target])
     return target
-
-
-def _runs(b: Builder, length: Expr, lanes: int, write) -> None:
-    """Calls write(offset, lanes, count) over `length` elements."""
-    if length is const(0):
-        return
-    whole = length // lanes
-    if whole is not const(0):
-        with b.loop("v", whole) as v:
-            write(v * lanes, lanes, None)
-    rest = length - whole * lanes
-    if rest is not const(0):
-        with b.when(op("gt", rest, 0)):
-            write(whole * lanes, lanes, rest)
-
-
-def copy(b: Builder, x: Buffer, source: Expr, y: Buffer, target: Expr, length: Expr,
-         lanes: int) -> None:
-    """y[target...] = x[source...] for `length` contiguous elements."""
-    _runs(b, length, lanes, lambda at, n, count: b.store(
-        y, (target + at,), load(x, (source + at,), n, count), count))
-
-
-def fill(b: Builder, y: Buffer, target: Expr, length: Expr, lanes: int, value: float) -> None:
-    """y[target...] = value for `length` contiguous elements."""
-    zero = broadcast(const(value, y.dtype), lanes)
-    _runs(b, length, lanes, lambda at, n, count: b.store(y, (target + at,), zero, count))

@@ -73,7 +73,8 @@ class CpuTarget:
         vectors = all(v.vector.lanes > 1 for v in self.variants)
         return optimise(graph, Options(
             passes=options.passes or "", channels_last=True, attention=vectors, chains=vectors,
-            low_bit=True, bf16=options.precision == "bf16", storage=options.storage))
+            low_bit=True, bf16=options.precision == "bf16", storage=options.storage,
+            unsigned=any(v.vector.dot4 for v in self.variants)))
 
     def build(self, graph: Graph, options: BuildOptions, progress: Progress = silent) -> Build:
         """Optimises, lowers and compiles; see `Target.build`."""

@@ -24,10 +24,12 @@ TEMPLATES = re.compile(r"k\d+_(conv|conv_transpose|depthwise|winograd|matmul)$")
 
 
 class OnnxCases(Cases):
-    """Convolution nodes of one ONNX model, which ONNX Runtime runs as well."""
+    """Convolution nodes of one ONNX model, which ONNX Runtime runs as well. Weights are constants,
+    or inputs when `given`."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, given: bool = False):
         super().__init__(seed)
+        self.given = given
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.weights: list[Any] = []
@@ -36,17 +38,25 @@ class OnnxCases(Cases):
     def normal(self, *shape: int) -> np.ndarray:
         return self.rng.standard_normal(shape).astype(np.float32)
 
+    def _input(self, array: np.ndarray) -> str:
+        name = f"x{len(self.arrays)}"
+        self.arrays.append(array)
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape))
+        return name
+
     def node(self, op: str, x: np.ndarray, weights: np.ndarray, after: str = "",
              **attrs: Any) -> None:
         """op(x, weights, a bias), and an operator `after` it."""
         k = len(self.arrays)
         features = weights.shape[0] if op == "Conv" else weights.shape[1] * attrs.get("group", 1)
-        self.arrays.append(x)
-        self.inputs.append(helper.make_tensor_value_info(f"x{k}", TensorProto.FLOAT, x.shape))
-        self.weights += [numpy_helper.from_array(weights, f"w{k}"),
-                         numpy_helper.from_array(self.normal(features), f"b{k}")]
+        operands = [self._input(x), f"w{k}", f"b{k}"]
+        if self.given:
+            operands[1] = self._input(weights)
+        else:
+            self.weights.append(numpy_helper.from_array(weights, f"w{k}"))
+        self.weights.append(numpy_helper.from_array(self.normal(features), f"b{k}"))
         result = f"y{k}"
-        self.nodes.append(helper.make_node(op, [f"x{k}", f"w{k}", f"b{k}"], [result], **attrs))
+        self.nodes.append(helper.make_node(op, operands, [result], **attrs))
         if after:
             result = f"z{k}"
             self.nodes.append(helper.make_node(after, [f"y{k}"], [result]))
@@ -131,9 +141,20 @@ def test_random_forms(op, rank, target, rng):
     verified(c, target)
 
 
-def test_parts_of_lines_and_pointwise_groups(rng):
+@pytest.mark.parametrize("target, rank", [("cpu", 2), ("cpu", 3), ("cpu:x86-64-v3", 1),
+                                          ("cpu:generic", 2)])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_random_forms_with_given_weights(op, target, rank, rng):
+    c = OnnxCases(int(rng.integers(1 << 31)), given=True)
+    for groups, channels, features in FORMS:
+        random_form(c, op, rank, groups, channels, features)
+    verified(c, target)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["constant", "given"])
+def test_parts_of_lines_and_pointwise_groups(given, rng):
     """Few long lines are divided among tasks; the pixels of pointwise convolutions are one line."""
-    c = OnnxCases(int(rng.integers(1 << 31)))
+    c = OnnxCases(int(rng.integers(1 << 31)), given)
     c.node("Conv", c.normal(1, 24, 1999), c.normal(32, 24, 5), pads=[3, 1], strides=[2])
     c.node("Conv", c.normal(2, 12, 4001), c.normal(20, 3, 3), group=4, dilations=[2])
     c.node("ConvTranspose", c.normal(1, 16, 1201), c.normal(16, 32, 5), strides=[3], pads=[1, 2])
@@ -148,6 +169,33 @@ def test_long_weights_are_divided_by_panels(rng):
     c.node("ConvTranspose", c.normal(1, 72, 3, 4), c.normal(72, 144, 4, 4) / 24, strides=[2, 2])
     c.node("Conv", c.normal(1, 3400, 3), c.normal(3400, 4, 11) / 6, group=850, pads=[5, 5])
     verified(c, "cpu")
+
+
+@pytest.mark.parametrize("target", VARIANTS)
+def test_weights_that_the_run_computes(target, rng):
+    """Weights out of arithmetic (weight standardisation, modulation by an input) and decoded from
+    8 bits are computed once, ahead of the convolution."""
+    c = Cases(int(rng.integers(1 << 31)))
+    g = c.graph
+    for shape, groups in (((24, 5, 3, 3), 1), ((6, 1, 3, 2), 6), ((20, 2, 1, 1), 4)):
+        style = c.input(shape[0], 1, 1, 1)
+        for w in (g.constant(c.rng.standard_normal(shape).astype(np.float32)),
+                  g.add("cast", [c.input(dtype=dt.i8, array=c.rng.integers(
+                      -8, 8, shape).astype(np.int8))], {"to": dt.f32})):
+            x = c.input(2, groups * shape[1], 7, 9)
+            modulated = g.add("mul", [w, style])
+            y = g.add("conv", [x, modulated], {"groups": groups, "low": (1, 0), "high": (1, 1)})
+            c.output(g.add("relu", [y]))
+    program = check(c, target, 0, 2e-3)
+    check_kernels(c, program)
+
+
+def test_weights_and_image_may_be_one_tensor(rng):
+    c = Cases(int(rng.integers(1 << 31)))
+    x = c.input(array=c.rng.standard_normal((6, 6, 5, 5)).astype(np.float32) / 4)
+    c.output(c.graph.add("conv", [x, x], {"low": (2, 2), "high": (2, 2)}))
+    c.output(c.graph.add("conv", [c.input(3, 4, 6), c.input(8, 2, 3)], {"groups": 2}))
+    check_kernels(c, check(c, "cpu", 0, 2e-4))
 
 
 @pytest.mark.parametrize("target", VARIANTS[:2])
