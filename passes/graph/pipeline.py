@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ...ir.graph.core import Graph
 from .base import Pass, PassReport, Pipeline
@@ -28,8 +29,8 @@ class Options:
     operators into that layout and lets integer products read 8-bit operands; `attention` makes one
     node of attention written out, and `chains` one of products and depthwise convolutions in a row,
     for targets with kernels for them; `low_bit` leaves weights of a few bits encoded, for targets
-    whose products read them; `bf16` lets contractions take bf16 operands; `fuse` False leaves every
-    node a kernel of its own."""
+    whose products read them; `bf16` lets contractions take bf16 operands, but for those of the
+    origins `keep`; `fuse` False leaves every node a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False
@@ -37,6 +38,7 @@ class Options:
     chains: bool = False
     low_bit: bool = False
     bf16: bool = False
+    keep: tuple[str, ...] = ()
     fuse: bool = True
 
 
@@ -53,12 +55,18 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
                Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode(),
                DecodeAhead(kernels=options.low_bit and options.fuse), DeadCode()]
     if options.bf16:
-        passes += [ReducePrecision(), DeadCode()]
+        passes += [ReducePrecision(options.keep), DeadCode()]
     if options.fuse:
         passes.append(Fuse(prologue=options.bf16))
         if options.chains:
             passes.append(Chain())
     return Pipeline(tuple(passes))
+
+
+def until(kind: type[Pass], options: Options) -> Pipeline:
+    """The passes of the pipeline for these options that run before the first of a kind."""
+    passes = default_pipeline(options).passes
+    return Pipeline(tuple(takewhile(lambda p: not isinstance(p, kind), passes)))
 
 
 def optimise(graph: Graph, options: Options | None = None) -> list[PassReport]:
