@@ -38,7 +38,8 @@ def compile(source: Any, target: str = "cpu", *,
             fixed: Mapping[str, np.ndarray] | None = None,
             output: str | Path | None = None, threads: int | bool | None = None,
             optimize: int = 2, exact: bool = False, precision: str = "f32",
-            passes: str | None = None, states: Sequence[tuple[str, str]] = (),
+            accuracy: float = 0.999, passes: str | None = None,
+            states: Sequence[tuple[str, str]] = (),
             name: str = "model", options: Mapping[str, str] | None = None,
             quantize: str | None = None, group: int | None = None, method: str | None = None,
             data: Samples | None = None, keep: Sequence[str] = (), cache: bool = True,
@@ -57,15 +58,17 @@ def compile(source: Any, target: str = "cpu", *,
     to 3. exact: no approximate algorithm. precision: "f32"; or "bf16": products of f32 matrices and
     convolutions with constant weights round their operands to bf16, sums and all else stay f32; or
     "bf16-storage" or "f16-storage": only those weights, and large tables of embeddings, are
-    rounded, to take half the memory, and all arithmetic stays f32. passes: graph passes in place of
-    the target's own. states: pairs (output, input) that the model keeps between runs. name: prefix
-    of the C names. options: what the target alone knows. quantize: a scheme for weights, such as
-    "w4"; group: how many of them share a scale; method: "rtn", "gptq", "awq" or "descent"; data:
-    samples of inputs, a folder of npz files or mappings from names to arrays; keep: patterns of
-    names of layers that stay at 8 bits. tune: measure the plans of kernels on this machine, for
-    about `tune_seconds`; what was measured before, for any model, is used again. tuning: a file of
-    records of such measurements, to be used, and with `tune` to be written. progress: called with
-    (what, steps done, steps in all).
+    rounded, to take half the memory, and all arithmetic stays f32. accuracy: the least cosine to
+    f32 of any output with bf16; products that it takes more bits for are found on random inputs and
+    keep their operands; 0 measures nothing. passes: graph passes in place of the target's own.
+    states: pairs (output, input) that the model keeps between runs. name: prefix of the C names.
+    options: what the target alone knows. quantize: a scheme for weights, such as "w4"; group: how
+    many of them share a scale; method: "rtn", "gptq", "awq" or "descent"; data: samples of inputs,
+    a folder of npz files or mappings from names to arrays; keep: patterns of names of layers that
+    stay at 8 bits. tune: measure the plans of kernels on this machine, for about `tune_seconds`;
+    what was measured before, for any model, is used again. tuning: a file of records of such
+    measurements, to be used, and with `tune` to be written. progress: called with (what, steps
+    done, steps in all).
 
     Raises ModelError, TargetError, UsageError, OutputError, or InputError for bad samples.
     """
@@ -73,8 +76,8 @@ def compile(source: Any, target: str = "cpu", *,
 
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed,
                       threads=threads is not False and threads != 0, optimize=optimize,
-                      exact=exact, precision=precision, passes=passes, states=tuple(states),
-                      name=name, extra=options,
+                      exact=exact, precision=precision, accuracy=accuracy, passes=passes,
+                      states=tuple(states), name=name, extra=options,
                       compression=compression_of(quantize, group, method, data, keep))
     if tune or tuning is not None:
         from .tuning import with_records
@@ -108,7 +111,8 @@ def build(source: Any, target: str = "cpu", *,
           dims: Mapping[str, int] | None = None,
           fixed: Mapping[str, np.ndarray] | None = None, threads: bool = True,
           optimize: int = 2, exact: bool = False, precision: str = "f32",
-          passes: str | None = None, states: Sequence[tuple[str, str]] = (), name: str = "model",
+          accuracy: float = 0.999, passes: str | None = None,
+          states: Sequence[tuple[str, str]] = (), name: str = "model",
           options: Mapping[str, str] | None = None, quantize: str | None = None,
           group: int | None = None, method: str | None = None, data: Samples | None = None,
           keep: Sequence[str] = (), progress: Progress | None = None) -> Build:
@@ -117,8 +121,8 @@ def build(source: Any, target: str = "cpu", *,
     Parameters and errors as of `compile`.
     """
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed, threads=threads,
-                      optimize=optimize, exact=exact, precision=precision, passes=passes,
-                      states=tuple(states), name=name, extra=options,
+                      optimize=optimize, exact=exact, precision=precision, accuracy=accuracy,
+                      passes=passes, states=tuple(states), name=name, extra=options,
                       compression=compression_of(quantize, group, method, data, keep))
     return request.build(progress)
 

@@ -17,6 +17,7 @@ import typer
 from . import __version__, cli_compare
 from .errors import UsageError
 from .options import (
+    Accuracy,
     Debug,
     Dims,
     Either,
@@ -69,6 +70,7 @@ def compile(
     optimize: Optimize = 2,
     exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
     precision: Precision = "f32",
+    accuracy: Accuracy = 0.999,
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own, such as fold,cse,dce.")] = None,
     name: Annotated[str, typer.Option("--name", help="Prefix of the C names.")] = "model",
@@ -111,8 +113,8 @@ def compile(
     output = output or Path(model.name).with_suffix(".smelt")
     request = Request(model, target, shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
                       fixed=_fixed(fixed or ()), threads=threads, optimize=optimize, exact=exact,
-                      precision=precision, passes=passes, states=parse_states(state or ()),
-                      name=name, extra=_options(option or ()),
+                      precision=precision, accuracy=accuracy, passes=passes,
+                      states=parse_states(state or ()), name=name, extra=_options(option or ()),
                       compression=compression_of(quantize, group, method, data, keep or ()))
     if tuning is not None and tune:
         check_writable(tuning)
@@ -131,6 +133,8 @@ def compile(
         screen.say(printable(tuned.sentence, 600))
     if "tuning" in report:
         screen.say(_applied(report["tuning"]))
+    if "precision" in report:
+        screen.say(printable(_accuracy(report["precision"]), 600))
     screen.table(("", "bytes"), [(k, v) for k, v in (
         ("weights", facts["weights"]), ("code", facts.get("code")),
         ("arena", facts.get("arena")), ("stack", facts.get("stack")),
@@ -144,7 +148,16 @@ def compile(
                    "note": done.note, "cached": done.cached, "inputs": report["inputs"],
                    "outputs": report["outputs"], **facts,
                    **({} if tuned is None else {"tuned": tuned.as_dict()}),
-                   **({"tuning": report["tuning"]} if "tuning" in report else {})})
+                   **{k: report[k] for k in ("tuning", "precision") if k in report}})
+
+
+def _accuracy(facts: dict[str, Any]) -> str:
+    """What bf16 costs, and which products do without it."""
+    if facts["cosine"] is None:
+        return facts["note"] or "no product takes bf16"
+    kept = f"; {len(facts['kept'])} of {facts['products']} products keep more bits, with all in " \
+           f"bf16 it were {facts['cosine_all_bf16']:.5f}" if facts["kept"] else ""
+    return f"bf16: cosine to f32 {facts['cosine']:.5f} on random inputs{kept}"
 
 
 def _applied(facts: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as once
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .compression import Compression
     from .ir.graph.core import Graph
-    from .targets.base import Build
+    from .targets.base import Build, BuildOptions, Target
     from .targets.records import Records
 
 Progress = Callable[[str, int, int], None]
@@ -83,6 +83,7 @@ class Request:
     optimize: int = 2
     exact: bool = False
     precision: str = "f32"
+    accuracy: float = 0.999
     passes: str | None = None
     states: tuple[tuple[str, str], ...] = ()
     name: str = "model"
@@ -96,6 +97,9 @@ class Request:
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is {self.precision!r}: use {', '.join(PRECISIONS[:-1])} "
                              f"or {PRECISIONS[-1]}")
+        if not 0 <= self.accuracy < 1:
+            raise UsageError(f"accuracy is {self.accuracy!r}: it is the least cosine to f32 of an "
+                             f"output of bf16, a number from 0 to below 1; 0 measures nothing")
         if not (self.name.isascii() and self.name.isidentifier()):
             raise UsageError(f"name is {self.name!r}: use letters, digits and _, for C names "
                              f"begin with it")
@@ -139,11 +143,29 @@ class Request:
         self._check_states(graph)
         compressed = self.compression.apply(graph, progress) if self.compression else None
         with object_cache.in_use():
-            built = target.build(graph, self.options(), progress)
+            options, chosen = self._with_accuracy(target, graph, progress)
+            built = target.build(graph, options, progress)
         object_cache.prune()
         if compressed is not None:
             built.reports["compression"] = compressed
+        if chosen is not None:
+            built.reports["precision"] = chosen
         return built
+
+    def _with_accuracy(self, target: Target, graph: Graph, progress: Progress,
+                       ) -> tuple[BuildOptions, dict[str, Any] | None]:
+        """The target's options, with the products that bf16 is not accurate enough for, and what
+        was measured to find them."""
+        from .precision import choose_products
+        from .targets.cpu.target import CpuTarget, check_precision
+
+        options = self.options()
+        if self.precision == "f32" or not self.accuracy or self.passes \
+                or not isinstance(target, CpuTarget):
+            return options, None
+        check_precision(target.variants, options)
+        choice = choose_products(graph, target.pass_options(options), self.accuracy, progress)
+        return replace(options, keep=choice.keep), choice.as_dict()
 
     def _check_states(self, graph: Graph) -> None:
         names = list(graph.output_names) or [v.name for v in graph.outputs]
@@ -175,8 +197,8 @@ class Request:
         add(_toolchain_version(), self.target)
         if ":" not in self.target or "native" in self.target:
             add(_machine())
-        add(self.threads, self.optimize, self.exact, self.precision, self.passes, self.states,
-            self.name)
+        add(self.threads, self.optimize, self.exact, self.precision, self.accuracy, self.passes,
+            self.states, self.name)
         add(self.records.digest() if self.records else "")
         add(sorted((k, tuple(v)) for k, v in (self.shapes or {}).items()))
         add(sorted((self.dims or {}).items()), sorted((self.extra or {}).items()))

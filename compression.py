@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputError, TargetError, UsageError
+from .errors import InputError, UsageError
+from .probe import runner
 
 if TYPE_CHECKING:
     from .ir.graph.core import Graph, Value
@@ -153,7 +154,7 @@ def observe(graph: Graph, values: Sequence[Value], samples: Sequence[Named],
     probe.outputs = [mapping[v] for v in found]
     probe.output_names = [f"observed{k}" for k in range(len(found))]
     with tempfile.TemporaryDirectory(prefix="smelt-") as folder:
-        run = _runner(probe, Path(folder))
+        run = runner(probe, Path(folder))
         for k, (name, sample) in enumerate(samples):
             progress("running the calibration data", k, len(samples))
             try:
@@ -163,21 +164,3 @@ def observe(graph: Graph, values: Sequence[Value], samples: Sequence[Named],
             for statistics, array in zip(found.values(), arrays, strict=True):
                 statistics.update(array)
     return found
-
-
-def _runner(probe: Graph,
-            folder: Path) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
-    """Runs a graph compiled for this machine, or interpreted where there is no compiler."""
-    from .ir.graph.clone import clone_graph
-    from .ir.graph.interpreter import interpret
-    from .runtime import load
-    from .runtime.artifact import write_artifact
-    from .targets.base import BuildOptions, find_target
-
-    try:
-        built = find_target("cpu").build(clone_graph(probe), BuildOptions(name="observed"))
-    except TargetError:
-        return lambda sample: interpret(probe, sample)
-    write_artifact(folder / "observed.smelt", built.manifest, built.files)
-    module = load(folder / "observed.smelt")
-    return lambda sample: [np.array(y) for y in module.run(dict(sample)).values()]

@@ -52,6 +52,8 @@ def describe_build(build: Build, name: str, target: str) -> dict[str, Any]:
         report["tuning"] = build.reports["tuning"]
     if "compression" in build.reports:
         report["compression"] = build.reports["compression"]
+    if "precision" in build.reports:
+        report["precision"] = build.reports["precision"]
     report.update(_describe_graph(build.graph, kernels))
     for node in report["nodes"]:
         if node.get("kernel") is not None:

@@ -26,15 +26,17 @@ def silent(what: str, done: int, total: int) -> None:
 class BuildOptions:
     """Options that every target understands. `optimize` is the C compiler's level (0-3), `exact`
     forbids approximate algorithms, `precision` is what contractions of f32 take ("f32"; "bf16" with
-    sums in f32; "bf16-storage" or "f16-storage": f32, with constant weights kept in 16 bits),
-    `threads` False leaves all synchronisation out, `name` is the model's C identifier prefix.
-    `records` hold decisions made by measuring. `extra` holds what single targets know: "profile":
-    "true" makes a cpu library that counts the seconds of every kernel."""
+    sums in f32, but for products of the origins `keep`; "bf16-storage" or "f16-storage": f32, with
+    constant weights kept in 16 bits), `threads` False leaves all synchronisation out, `name` is the
+    model's C identifier prefix. `records` hold decisions made by measuring. `extra` holds what
+    single targets know: "profile": "true" makes a cpu library that counts the seconds of every
+    kernel."""
 
     name: str = "model"
     optimize: int = 2
     exact: bool = False
     precision: str = "f32"
+    keep: tuple[str, ...] = ()
     threads: bool = True
     passes: str | None = None
     states: tuple[tuple[str, str], ...] = ()

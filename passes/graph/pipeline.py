@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ...ir.graph.core import Graph
 from .base import Pass, PassReport, Pipeline
@@ -29,10 +30,10 @@ class Options:
     operators into that layout and lets integer products read 8-bit operands; `attention` makes one
     node of attention written out, and `chains` one of products and depthwise convolutions in a row,
     for targets with kernels for them; `low_bit` leaves weights of a few bits encoded, for targets
-    whose products read them; `bf16` lets contractions take bf16 operands; `storage` is the type
-    that constant weights of f32 are kept in ("" is theirs); `unsigned` makes signed left operands
-    of 8-bit products unsigned, for machines that multiply such with signed ones; `fuse` False
-    leaves every node a kernel of its own."""
+    whose products read them; `bf16` lets contractions take bf16 operands, but for those of the
+    origins `keep`; `storage` is the type that constant weights of f32 are kept in ("" is theirs);
+    `unsigned` makes signed left operands of 8-bit products unsigned, for machines that multiply
+    such with signed ones; `fuse` False leaves every node a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False
@@ -40,6 +41,7 @@ class Options:
     chains: bool = False
     low_bit: bool = False
     bf16: bool = False
+    keep: tuple[str, ...] = ()
     storage: str = ""
     unsigned: bool = False
     fuse: bool = True
@@ -58,7 +60,7 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
                Recognise(attention=options.attention), Canonicalise(interleave=True), DeadCode(),
                DecodeAhead(kernels=options.low_bit and options.fuse), DeadCode()]
     if options.bf16:
-        passes += [ReducePrecision(), DeadCode()]
+        passes += [ReducePrecision(options.keep), DeadCode()]
     if options.storage:
         passes += [StoreWeights(options.storage), DeadCode()]
     if options.fuse:
@@ -66,6 +68,12 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
         if options.chains:
             passes.append(Chain())
     return Pipeline(tuple(passes))
+
+
+def until(kind: type[Pass], options: Options) -> Pipeline:
+    """The passes of the pipeline for these options that run before the first of a kind."""
+    passes = default_pipeline(options).passes
+    return Pipeline(tuple(takewhile(lambda p: not isinstance(p, kind), passes)))
 
 
 def optimise(graph: Graph, options: Options | None = None) -> list[PassReport]:

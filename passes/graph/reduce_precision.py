@@ -30,9 +30,11 @@ LEAST_WORK = 500_000
 @register
 @dataclass(frozen=True)
 class ReducePrecision(Pass):
-    """Gives matmul and conv_last of f32, with constant weights and one group, operands of bf16."""
+    """Gives matmul and conv_last of f32, with constant weights and one group, operands of bf16; not
+    those of the origins `keep`."""
 
     name = "reduce_precision"
+    keep: tuple[str, ...] = ()
 
     def run(self, graph: Graph) -> bool:
         modified = False
@@ -40,13 +42,20 @@ class ReducePrecision(Pass):
             casts: dict[Value, Value] = {}
             for node in home.ordered():
                 if node.op in ("matmul", "conv_last"):
-                    why = _refusal(node)
+                    why = _refusal(node) or (
+                        "accuracy asks for it" if node.origin in self.keep else "")
                     name = f"{node.op} ({node.origin})" if node.origin else node.op
                     self.notes.append(f"{name} {f'stays f32: {why}' if why else 'takes bf16'}")
                     if not why:
                         _reduce(home, node, casts)
                         modified = True
         return modified
+
+
+def reducible(graph: Graph) -> list[Node]:
+    """The contractions of a graph and its regions that can take bf16."""
+    return [node for home in own_graphs(graph) for node in home.ordered()
+            if node.op in ("matmul", "conv_last") and not _refusal(node)]
 
 
 def _refusal(node: Node) -> str:

@@ -70,11 +70,15 @@ class CpuTarget:
 
     def optimise(self, graph: Graph, options: BuildOptions) -> list[PassReport]:
         """Runs the graph passes; returns their reports."""
+        return optimise(graph, self.pass_options(options))
+
+    def pass_options(self, options: BuildOptions) -> Options:
+        """What the graph passes are asked for."""
         vectors = all(v.vector.lanes > 1 for v in self.variants)
-        return optimise(graph, Options(
+        return Options(
             passes=options.passes or "", channels_last=True, attention=vectors, chains=vectors,
-            low_bit=True, bf16=options.precision == "bf16", storage=options.storage,
-            unsigned=any(v.vector.dot4 for v in self.variants)))
+            low_bit=True, bf16=options.precision == "bf16", keep=options.keep,
+            storage=options.storage, unsigned=any(v.vector.dot4 for v in self.variants))
 
     def build(self, graph: Graph, options: BuildOptions, progress: Progress = silent) -> Build:
         """Optimises, lowers and compiles; see `Target.build`."""
