@@ -3,23 +3,23 @@
 Two by two tiles of sums take one step of 32 products from two tiles of rows and two of weights, so
 that a tile that is loaded serves two multiplications (Intel 2023, "64 and IA-32 Architectures
 Optimization Reference Manual", 20.5). Weights are packed to [panels, steps, tiles, 16 pairs, 16
-columns, 2]. Rows are gathered first, as bf16, into lines of whole steps; what a product's rows are,
-lines of a matrix or the windows of a convolution, is the business of a `RowSource`. Sums leave
-through a block on the stack, from which the epilogue takes them row by row.
+columns, 2]. Where rows are in memory is the business of a `RowSource`. Sums leave through a block
+on the stack, from which the epilogue takes them row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from math import ceil
-from typing import Any, Protocol
+from math import ceil, prod
+from typing import Any
 
 import numpy as np
 
 from ...ir import dtype as dt
-from ...ir.expr import Const, Expr, broadcast, cast, const, op, ramp, var, wrap
-from ...ir.graph.core import TensorType, Value
+from ...ir.expr import Const, Expr, broadcast, const, op, ramp, var, wrap
+from ...ir.graph.core import TensorType
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.intrinsics import (
     TILE_COLUMNS,
@@ -31,37 +31,10 @@ from ...ir.kernel.intrinsics import (
 )
 from ...ir.kernel.nodes import Buffer, load
 from ...ir.program import Storage
-from ..lower.generic import Group
 from ..lower.lowering import Lowering
 from .microkernel import Epilogue
 from .product_plans import TASK_FLOPS
-
-STEP = 2 * TILE_PAIRS
-"""Products of one step of the reduction."""
-
-BLOCK = 2
-"""Tiles of rows, and of columns, that are multiplied with each other."""
-
-BLOCK_ROWS, PANEL = BLOCK * TILE_ROWS, BLOCK * TILE_COLUMNS
-
-ROWS_BYTES = 512 * 1024
-"""Bytes of gathered rows that a task multiplies with all panels: they stay in a level-2 cache."""
-
-SHARED_BYTES = 1 << 20
-"""Bytes up to which all rows are gathered first, and tasks take panels."""
-
-LEAST_TASKS = 16
-"""Tasks that a product is divided into where it has the rows."""
-
-
-class RowSource(Protocol):
-    """The rows of a product's left operand, `total` of them."""
-
-    total: Any
-
-    def gather(self, b: Builder, row: Expr, target: Buffer, at: Expr) -> None:
-        """Writes a row as bf16 to target[at...], and zeros up to a whole number of steps."""
-        ...
+from .tile_rows import BLOCK, BLOCK_ROWS, PANEL, STEP, Band, RowSource
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -77,104 +50,42 @@ def pack(matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([paired.reshape(-1), split[whole:].reshape(-1)])
 
 
-def pitch_of(reduction: int) -> int:
-    """Elements from one gathered row to the next: an odd number of cache lines, so that the 16
-    rows of a tile spread over the sets of a cache."""
-    return (ceil(reduction / STEP) | 1) * STEP
-
-
-def convert(b: Builder, x: Buffer, source: Expr, target: Buffer, at: Expr, length: int,
-            whole: int) -> None:
-    """target[at...] = x[source...] as bf16, then zeros up to `whole` elements; x is bf16 or f32."""
-    lanes = STEP if x.dtype is dt.bf16 else STEP // 2
-
-    def move(k: Expr, count: int | None, stored: int | None) -> None:
-        value = cast(load(x, (source + k,), lanes, count), dt.bf16)
-        b.store(target, (at + k,), value, stored)
-
-    steps, rest = divmod(length, lanes)
-    if steps:
-        with b.loop("v", steps) as v:
-            move(v * lanes, None, None)
-    start = steps * lanes
-    if rest:
-        room = whole - start
-        move(const(start), rest, None if room >= lanes else room)
-        start += min(lanes, room)
-    zeros(b, target, at, start, whole)
-
-
-def zeros(b: Builder, target: Buffer, at: Expr, start: int, end: int) -> None:
-    """target[at + start : at + end] = 0, nothing when that is empty."""
-    zero = const(0, dt.bf16)
-    for k in range(start, end, STEP):
-        count = end - k
-        b.store(target, (at + k,), broadcast(zero, STEP),
-                None if count >= STEP else const(count))
-
-
 @dataclass
 class TileProduct:
-    """The loops of one product: rows of `source` times `reduction` x `columns` weights. `index`
-    gives the output's index of a row and a column."""
+    """The loops of one product: rows of `source` times weights of `columns` columns. `index` gives
+    the output's index of a row and a column."""
 
     b: Builder
     epilogue: Epilogue
     source: RowSource
-    reduction: int
     columns: int
     index: Callable[[Expr, Expr], tuple[Expr, ...]]
     packed: Buffer
 
     @property
     def steps(self) -> int:
-        return ceil(self.reduction / STEP)
-
-    @property
-    def pitch(self) -> int:
-        return pitch_of(self.reduction)
+        return prod(count for count, _ in self.source.runs)
 
     def write(self, low: Lowering, args: list[Storage]) -> None:
         """Chooses between chunks of rows with all panels and panels with all rows; `args` gains
         the memory for the rows of the latter."""
-        total = self.source.total
-        if isinstance(total, int) and total * self.pitch * 2 <= SHARED_BYTES \
-                and total < LEAST_TASKS * BLOCK_ROWS:
-            size = ceil(total / BLOCK_ROWS) * BLOCK_ROWS * self.pitch
-            rows = self.b.param("rows", dt.bf16, (size,))
+        b, size, panels = self.b, self.source.shared(), ceil(self.columns / PANEL)
+        if size is not None:
+            rows = b.param("rows", dt.bf16, (size,))
             args.append(low.temporary(TensorType(dt.bf16, (size,)), "rows"))
-            self._by_panels(rows, total)
-        else:
-            self._by_rows(total)
-
-    def _by_panels(self, rows: Buffer, total: int) -> None:
-        b = self.b
-        grain = max(1, 64 * 1024 // (2 * self.pitch))
-        with b.loop("i", total, "parallel", grain=grain) as i:
-            self.source.gather(b, i, rows, i * self.pitch)
-        panels = ceil(self.columns / PANEL)
-        work = 2 * max(total, TILE_ROWS) * self.reduction * PANEL
-        with b.loop("t", panels, "parallel", grain=max(1, TASK_FLOPS // work)) as t:
-            self._panel(t, lambda panel, width: self._rows(panel, width, rows, const(0),
-                                                           wrap(total), total))
-
-    def _by_rows(self, total: Any) -> None:
-        b = self.b
-        chunk = max(1, ROWS_BYTES // (2 * self.pitch * BLOCK_ROWS))
-        if isinstance(total, int):
-            chunk = min(chunk, max(1, ceil(total / (LEAST_TASKS * BLOCK_ROWS))))
-        chunk *= BLOCK_ROWS
-        work = 2 * chunk * self.reduction * self.columns
-        with b.loop("t", (wrap(total) + (chunk - 1)) // chunk, "parallel",
-                    grain=max(1, TASK_FLOPS // work)) as t:
-            rows = b.alloc("rows", dt.bf16, (chunk * self.pitch,))
-            first = b.let("first", t * chunk)
-            here = b.let("here", op("min", wrap(total) - first, chunk))
-            with b.loop("i", here) as i:
-                self.source.gather(b, b.let("row", first + i), rows, i * self.pitch)
-            with b.loop("p", ceil(self.columns / PANEL)) as p:
-                self._panel(p, lambda panel, width: self._rows(panel, width, rows, first, here,
-                                                               total))
+            self.source.make(b, rows)
+            work = 2 * max(size // self.source.pitch, TILE_ROWS) * self.steps * STEP * PANEL
+            with b.loop("t", panels, "parallel", grain=max(1, TASK_FLOPS // work)) as t, \
+                    self.source.bands(b) as band:
+                self._panel(t, lambda panel, width: self._rows(panel, width, rows, band))
+            return
+        tasks, size, height = self.source.tasks()
+        work = 2 * height * self.steps * STEP * self.columns
+        with b.loop("t", tasks, "parallel", grain=max(1, TASK_FLOPS // work)) as t:
+            rows = b.alloc("rows", dt.bf16, (size,))
+            band = self.source.make_some(b, t, rows)
+            with b.loop("p", panels) as p:
+                self._panel(p, lambda panel, width: self._rows(panel, width, rows, band))
 
     def _panel(self, panel: Expr, body: Callable[[Expr, int], None]) -> None:
         """body(panel, tiles of columns) for a panel; the last one may be narrower."""
@@ -191,53 +102,66 @@ class TileProduct:
         else:
             body(const(0), rest or BLOCK)
 
-    def _rows(self, panel: Expr, width: int, rows: Buffer, first: Expr, here: Expr,
-              total: Any) -> None:
-        """All `here` rows from `first` on times one panel."""
+    def _rows(self, panel: Expr, width: int, rows: Buffer, band: Band) -> None:
+        """All rows of a band times one panel."""
         b = self.b
-        whole = here // BLOCK_ROWS
+        whole = band.count // BLOCK_ROWS
         if whole is not const(0):
             with b.loop("q", whole) as q:
-                self._block(panel, width, BLOCK, rows, q * BLOCK_ROWS, first, BLOCK_ROWS)
-        if not isinstance(total, int) or total % BLOCK_ROWS:
-            rest = here - whole * BLOCK_ROWS
-            known = total % BLOCK_ROWS if isinstance(total, int) else BLOCK_ROWS
-            height = ceil(known / TILE_ROWS)
-            if isinstance(rest, Const):
-                self._block(panel, width, height, rows, whole * BLOCK_ROWS, first, rest)
-                return
-            with b.when(op("gt", rest, 0)):
-                self._block(panel, width, height, rows, whole * BLOCK_ROWS, first, rest)
+                self._block(panel, width, BLOCK, rows, band, q * BLOCK_ROWS, BLOCK_ROWS)
+        if not band.rest:
+            return
+        rest, height = band.count - whole * BLOCK_ROWS, ceil(band.rest / TILE_ROWS)
+        if isinstance(rest, Const):
+            self._block(panel, width, height, rows, band, whole * BLOCK_ROWS, rest)
+            return
+        with b.when(op("gt", rest, 0)):
+            self._block(panel, width, height, rows, band, whole * BLOCK_ROWS, rest)
 
-    def _block(self, panel: Expr, width: int, height: int, rows: Buffer, row: Expr, first: Expr,
+    def _block(self, panel: Expr, width: int, height: int, rows: Buffer, band: Band, row: Expr,
                valid: Any) -> None:
-        """height x width tiles of sums, of which `valid` rows count; `row` counts from `first`."""
-        b = self.b
+        """height x width tiles of sums, of which `valid` rows count; `row` is the first."""
+        b, pitch = self.b, self.source.pitch
         sums = b.alloc("sum", dt.f32, (height, width), "register", TILE_SUMS)
         for r in range(height):
             for v in range(width):
                 b.store(sums, (r, v), broadcast(const(0, dt.f32), TILE_SUMS))
-        start = b.let("from", row * self.pitch)
-        weight = b.let("weight", panel * (self.steps * BLOCK * TILE_FACTORS))
-        with b.loop("k", self.steps) as k:
-            left = [b.let("a", load(rows, (_tile_at(
-                start + r * TILE_ROWS * self.pitch + k * STEP, self.pitch),)))
-                for r in range(height)]
-            right = [b.let("w", load(self.packed, (
-                weight + (k * width + v) * TILE_FACTORS,), TILE_FACTORS)) for v in range(width)]
+
+        def step(at: Expr, weight: Expr) -> None:
+            left = [b.let("a", load(rows, (_tile_at(at + r * TILE_ROWS * pitch, pitch),)))
+                    for r in range(height)]
+            right = [b.let("w", load(self.packed, (weight + v * TILE_FACTORS,), TILE_FACTORS))
+                     for v in range(width)]
             for r in range(height):
                 for v in range(width):
                     b.store(sums, (r, v), tile_dot(sums[r, v], left[r], right[v]))
+
+        def nest(runs: Sequence[tuple[int, int]], at: Expr, weight: Expr) -> None:
+            (count, stride), *inner = runs
+            if count == 1:
+                nest(inner, at, weight) if inner else step(at, weight)
+                return
+            steps = prod(c for c, _ in inner) * width * TILE_FACTORS
+            with b.loop("k", count) as k:
+                at, weight = at + k * stride, weight + k * steps
+                if inner:
+                    nest(inner, b.let("from", at), b.let("weight", weight))
+                else:
+                    step(at, weight)
+
+        nest(self.source.runs, b.let("from", band.start + row * pitch),
+             b.let("weight", panel * (self.steps * BLOCK * TILE_FACTORS)))
         spilled = b.alloc("spilled", dt.f32, (height * width * TILE_SUMS,))
         for r in range(height):
             for v in range(width):
                 b.store(spilled, ((r * width + v) * TILE_SUMS,), sums[r, v])
-        base = b.let("base", first + row)
         for r in range(height):
             count = op("min", op("max", wrap(valid) - r * TILE_ROWS, 0), TILE_ROWS)
             with b.loop("i", count) as i:
-                self._store_row(panel, width, spilled, r * width * TILE_SUMS + i * TILE_COLUMNS,
-                                b.let("row", base + r * TILE_ROWS + i))
+                place, there = band.place(b.let("row", row + r * TILE_ROWS + i))
+                with b.when(there) if there is not None else nullcontext():
+                    self._store_row(panel, width, spilled, r * width * TILE_SUMS + i * TILE_COLUMNS,
+                                    b.let("place", place))
 
     def _store_row(self, panel: Expr, width: int, spilled: Buffer, at: Expr, row: Expr) -> None:
         column = var("column", extent=wrap(self.columns))
@@ -255,14 +179,3 @@ class TileProduct:
 def _tile_at(start: Expr, pitch: int) -> Expr:
     """The indices of a tile of bf16 whose rows lie `pitch` elements apart."""
     return ramp(ramp(start, STEP), TILE_FACTORS, pitch)
-
-
-def row_operand(group: Group, operand: Value) -> Value:
-    """What a product's rows are gathered from: the operand, or the f32 input of the group that it
-    is the rounding of."""
-    node = operand.node
-    if operand not in group.inputs and node is not None and node.op == "cast":
-        source = node.inputs[0]
-        if source in group.inputs and source is not None and source.dtype is dt.f32:
-            return source
-    return operand

@@ -24,7 +24,7 @@ from smelt.ir.kernel.text import parse_kernel, print_kernel
 from smelt.ir.kernel.verifier import verify
 from smelt.ir.program import Program
 from smelt.passes.graph.pipeline import Options, optimise
-from smelt.passes.schedule import tile_product
+from smelt.passes.schedule import tile_product, tile_rows
 from smelt.targets.base import BuildOptions, find_target
 from smelt.targets.cpu.isa import Variant, native
 from smelt.targets.cpu.target import lower_for
@@ -73,7 +73,10 @@ def convolutions(c: Cases) -> None:
             (3, 16, (9, 11), (3, 3), 1, 1, (1, 1)), (16, 40, (7, 7), (3, 3), 1, 1, (1, 1)),
             (7, 33, (13, 10), (5, 2), 2, 1, (2, 0)), (5, 8, (13, 12), (3, 3), 1, 2, (2, 2)),
             (32, 16, (4, 5), (3, 3), 3, 1, (0, 1)), (1, 20, (6, 40), (1, 7), 1, 3, (0, 9)),
-            (4, 48, (23,), (3,), 1, 1, (1,)), (4, 6, (5, 6, 7), (3, 2, 3), 1, 1, (1, 0, 1))):
+            (32, 40, (7, 9), (3, 3), 1, 1, (1, 1)), (16, 20, (6, 10), (3, 2), 1, 1, (0, 1)),
+            (64, 33, (9, 11), (3, 3), 1, 2, (2, 1)), (32, 5, (31, 33), (2, 3), 1, 1, (1, 0)),
+            (96, 16, (1, 7), (5, 1), 1, 1, (2, 0)), (4, 48, (23,), (3,), 1, 1, (1,)),
+            (4, 6, (5, 6, 7), (3, 2, 3), 1, 1, (1, 0, 1))):
         x = c.input(2, channels, *spatial)
         rank = len(spatial)
         y = g.add("conv", [rounded(c, x), weights(c, features, channels, *window)], {
@@ -91,12 +94,12 @@ def lowered(c: Cases, variant: Variant) -> Program:
     return program
 
 
-@pytest.mark.parametrize("rows_bytes", [tile_product.SHARED_BYTES, 0])
+@pytest.mark.parametrize("rows_bytes", [tile_rows.SHARED_BYTES, 0])
 @pytest.mark.parametrize("make", [products, convolutions])
 def test_templates(make, rows_bytes, rng, monkeypatch):
     """Rows gathered for all panels at once, and in chunks."""
-    monkeypatch.setattr(tile_product, "SHARED_BYTES", rows_bytes)
-    monkeypatch.setattr(tile_product, "ROWS_BYTES", 16 * 1024)
+    monkeypatch.setattr(tile_rows, "SHARED_BYTES", rows_bytes)
+    monkeypatch.setattr(tile_rows, "ROWS_BYTES", 16 * 1024)
     seed = int(rng.integers(1 << 31))
     for variant in (DOT2, TILES):
         c = Cases(seed)
@@ -127,11 +130,14 @@ def test_any_machine_computes_with_bf16_operands(target, make, rng):
     check(c, target, 0, 2e-4)
 
 
-def test_symbolic_rows(rng):
+def test_symbolic_rows_and_batches(rng):
     c = Cases(int(rng.integers(1 << 31)), symbolic=True)
     for m, k, n in ((1, 64, 40), (37, 33, 16), (64, 8, 35)):
         x = rounded(c, c.input(m, k, fixed=(1,)))
         c.output(c.graph.add("matmul", [x, weights(c, k, n)], {"dtype": dt.f32}))
+    x = rounded(c, c.input(3, 32, 9, 7, fixed=(1, 2, 3)))
+    c.output(c.graph.add("conv", [x, weights(c, 20, 32, 3, 3)], {
+        "strides": (1, 1), "dilations": (1, 1), "low": (1, 1), "high": (1, 1), "dtype": dt.f32}))
     wanted = c.expected()
     for got, want in zip(interpreted(c, lowered(c, TILES)), wanted, strict=True):
         np.testing.assert_allclose(got, want, 0, 2e-4)
