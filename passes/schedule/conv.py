@@ -29,19 +29,7 @@ from .groups import Groups, pack_groups, share_vectors
 from .microkernel import Epilogue
 from .plans import SHARED_WEIGHTS, Direct, convolution_text, direct_plans
 from .tiles import Registers
-from .window import (
-    LONGEST_LINE,
-    Window,
-    bordered,
-    borders,
-    pad_copy,
-    windows_of,
-    within,
-)
-
-CUT_WINDOWS = 4
-"""Windows up to which tiles at the borders have code of their own: with more, the code would be
-long and a copy of the input with borders is small beside the output."""
+from .window import Window, bordered_image, is_copied, line_window, windows_of
 
 SHUFFLED_ROWS = 14
 """Pixels of a tile whose inputs are shuffled."""
@@ -82,27 +70,17 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     if _is_pointwise(root, windows[0]) and walks_as_one(group, root):
         batch, extents, windows, place = 1, *_one_line(windows[0], out)
         size = windows[0].size
-    known = all(isinstance(d, int) for w in windows for d in (extents[-1], w.pixels[-1], w.low[-1]))
-    cut = known and root.attrs.get("fill", 0) == 0 and len(windows) <= CUT_WINDOWS \
-        and windows[0].pixels[-1] <= LONGEST_LINE
-    copied = any(any(w.guarded) for w in windows) and not cut
+    copied = is_copied(root, windows, extents)
     ops = operands(low, group, root.op.removesuffix(SUFFIX),
                    needed(group, root, *([] if copied or dot.widened else [x])))
     writer = LoopWriter(ops.b, low.machine)
     epilogue = Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer)
     if lanes > 1 and not epilogue.vectorisable():
         return False
-    spatial = [wrap(d) for d in extents]
     if copied:
-        before, after = borders(windows, extents, root.attrs.get("high"))
-        storage = pad_copy(low, materialise(low, group, x), before, after,
-                           root.attrs.get("fill", 0), dot.widened)
-        image = ops.b.param("image", storage.type.dtype, (storage.type.numel,))
-        ops.args.append(storage)
-        spatial = bordered(extents, before, after)
-        windows = [within(w, before) for w in windows]
+        image, spatial, windows = bordered_image(low, group, ops, root, x, windows, dot.widened)
     else:
-        image = left_operand(low, group, ops, x, dot)
+        image, spatial = left_operand(low, group, ops, x, dot), [wrap(d) for d in extents]
     # Taps at the borders are single: they must begin with a step of their own.
     merged = groups.blocks == 1 and not groups.shuffled and all(
         w.dilations[-1] == 1 and (channels % dot.group == 0 or not w.guarded[-1]) for w in windows)
@@ -154,9 +132,9 @@ def _is_pointwise(root: Node, window: Window) -> bool:
 def _one_line(window: Window, out: Value) -> tuple[tuple[Any, ...], list[Window], Place]:
     """The pixels of a pointwise convolution's images as one line: (extents, windows, place)."""
     pixels = simplify_dim(_product(*out.shape[:-1]))
-    line = Window(((0,),), (1,), (1,), (0,), (False,), (0,), (1,), (pixels,))
     before, behind = places(out)
-    return (pixels,), [line], lambda window, n, outer, pixel: (*before, pixel, *behind)
+    return (pixels,), [line_window(pixels)], lambda window, n, outer, pixel: (
+        *before, pixel, *behind)
 
 
 def _plans(dot: Dot, groups: Groups, windows: list[Window], merged: bool,

@@ -197,7 +197,7 @@ class DirectLoops:
                     if not same(extent, pixels):
                         inside = both(inside, op("lt", q, wrap(pixels)))
                 with _if(b, inside):
-                    place = _Place(k, window, n, outer, block, inner, weights, count)
+                    place = TileAt(k, window, n, outer, block, inner, weights, count)
                     self._line(place, part, chunk)
 
         if not groups.rest:
@@ -208,7 +208,7 @@ class DirectLoops:
         with b.otherwise():
             held(groups.rest)
 
-    def _line(self, at: _Place, part: Expr | None, chunk: int) -> None:
+    def _line(self, at: TileAt, part: Expr | None, chunk: int) -> None:
         b, tiles = self.b, self.tiles[at.number]
         longest = _longest(tiles)
         for k, (block, rows) in enumerate(tiles):
@@ -223,7 +223,7 @@ class DirectLoops:
                 first = b.let("first", block.start + (begin + q) * block.height)
                 self._tile(at, Tile(block.height, self.tile.vectors), first, rows)
 
-    def _tile(self, at: _Place, tile: Tile, first: Expr, rows_of: list[list[int]] | None) -> None:
+    def _tile(self, at: TileAt, tile: Tile, first: Expr, rows_of: list[list[int]] | None) -> None:
         """One tile. `rows_of`, at a border, lists for each tap of the line the rows whose pixel is
         inside."""
         b, window, dot, width = self.b, at.window, at.weights.dot, self.width
@@ -283,15 +283,19 @@ class DirectLoops:
 
         if all(window.size):
             taps([], list(window.size[:-1]))
+        self._store(at, tile, acc, first)
+
+    def _store(self, at: TileAt, tile: Tile, acc: Buffer, first: Expr) -> None:
+        """The results of a tile whose first pixel is `first`."""
         start = None if self.groups.blocks == 1 else at.block * self.per_block
-        store_tile(b, self.epilogue, tile, self.lanes, acc, at.inner,
-                   wrap(at.held * self.groups.features), width,
-                   lambda r, column: (*self.place(window, at.n, at.outer, first + r), column),
+        store_tile(self.b, self.epilogue, tile, self.lanes, acc, at.inner,
+                   wrap(at.held * self.groups.features), self.width,
+                   lambda r, column: (*self.place(at.window, at.n, at.outer, first + r), column),
                    start)
 
 
 @dataclass(frozen=True)
-class _Place:
+class TileAt:
     """Where a task is: window `number`, image n, the outer axes of the grid, and panel `inner` of a
     block with `held` groups, with its weights."""
 

@@ -21,7 +21,7 @@ from ...ir.graph.ops.shapes import flat_index, same
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.intrinsics import repeat, shuffle
 from ...ir.kernel.nodes import Buffer, Load, load
-from ..lower.generic import Group, materialise
+from ..lower.generic import Group
 from ..lower.loops import LoopWriter, has_reduce, linear_in, value_nodes, vectorisable
 from ..lower.lowering import Lowering
 from .gemm import (
@@ -37,7 +37,7 @@ from .gemm import (
 )
 from .microkernel import Epilogue, accumulators
 from .tiles import Registers, Tile, choose, split_rows, step_cycles
-from .window import Window, bordered, borders, pad_copy, windows_of, within
+from .window import Window, bordered_image, windows_of
 
 UNROLLED_TAPS = 8
 """Taps of a line whose weights stay in registers together."""
@@ -45,7 +45,7 @@ UNROLLED_TAPS = 8
 
 @dataclass(frozen=True)
 class Unit:
-    """`pixels` (a power of two) x `features` results that share a vector of `lanes`."""
+    """`pixels` x `features` results that share a vector of `lanes`."""
 
     pixels: int
     features: int
@@ -76,7 +76,8 @@ class Unit:
 
 
 def unit_of(features: int, lanes: int) -> Unit | None:
-    """The unit for so many features; None where a vector holds one pixel only."""
+    """The unit for so many features, whose pixels are a power of two; None where a vector
+    holds one pixel only."""
     fitting = lanes // max(features, 1)
     return Unit(1 << (fitting.bit_length() - 1), features, lanes) if fitting > 1 else None
 
@@ -143,16 +144,11 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, x: Value, weight
         Epilogue(out, group.outputs, ops.buffers, ops.known, ops.outs, writer), unit)
     if not epilogue.vectorisable():
         return False
-    spatial = [wrap(d) for d in x.shape[1:-1]]
     if copied:
-        before, after = borders([window], x.shape[1:-1], root.attrs["high"])
-        storage = pad_copy(low, materialise(low, group, x), before, after, root.attrs["fill"])
-        image = ops.b.param("image", dt.f32, (storage.type.numel,))
-        ops.args.append(storage)
-        spatial, window = bordered(x.shape[1:-1], before, after), within(window, before)
+        image, spatial, (window,) = bordered_image(low, group, ops, root, x, [window])
     else:
         add_operand(low, group, ops, x)
-        image = ops.buffers[x]
+        image, spatial = ops.buffers[x], [wrap(d) for d in x.shape[1:-1]]
     array = unit.pack(weights)
     packed = ops.b.param("packed", dt.f32, (array.size,))
     ops.args.append(low.constant(array, TensorType(dt.f32, array.shape)))

@@ -11,13 +11,19 @@ from typing import Any
 from ...ir import dtype as dt
 from ...ir.dtype import DType
 from ...ir.expr import Const, Expr, const, op, simplify_dim, wrap
-from ...ir.graph.core import Node, TensorType
+from ...ir.graph.core import Node, TensorType, Value
 from ...ir.graph.ops.shapes import same
 from ...ir.kernel.builder import Builder
+from ...ir.kernel.nodes import Buffer
 from ...ir.program import Storage
+from ..lower.generic import Group, materialise
 from ..lower.lowering import Lowering
 from .copies import copy, fill
-from .gemm import RowBlock, row_blocks
+from .gemm import Operands, RowBlock, row_blocks
+
+CUT_WINDOWS = 4
+"""Windows up to which tiles at the borders have code of their own: with more, the code would be
+long and a copy of the input with borders is small beside the output."""
 
 LONGEST_LINE = 1 << 16
 """Pixels of a line up to which its tiles at the borders are told apart, one by one."""
@@ -90,6 +96,34 @@ def _phases(size: int, stride: int, dilation: int, low: int, extent: Any, pixels
         found.append((tuple(taps), 1, dilation // g, -begin, bool(taps) and not inside, r, stride,
                       count))
     return found
+
+
+def line_window(pixels: Any) -> Window:
+    """Windows of one element of a line each."""
+    return Window(((0,),), (1,), (1,), (0,), (False,), (0,), (1,), (pixels,))
+
+
+def is_copied(root: Node, windows: Sequence[Window], extents: Sequence[Any]) -> bool:
+    """Whether windows that reach out of the image need a copy of it with borders, because its tiles
+    at the borders cannot leave out what is outside."""
+    known = all(isinstance(d, int) for w in windows for d in (extents[-1], w.pixels[-1], w.low[-1]))
+    cut = known and root.attrs.get("fill", 0) == 0 and len(windows) <= CUT_WINDOWS \
+        and windows[0].pixels[-1] <= LONGEST_LINE
+    return any(any(w.guarded) for w in windows) and not cut
+
+
+def bordered_image(low: Lowering, group: Group, ops: Operands, root: Node, x: Value,
+                   windows: Sequence[Window], to: DType | None = None,
+                   ) -> tuple[Buffer, list[Expr], list[Window]]:
+    """A parameter that holds `x` with borders, in the element type `to` when given; its extents,
+    and the windows on it."""
+    extents = x.shape[1:-1]
+    before, after = borders(windows, extents, root.attrs.get("high"))
+    storage = pad_copy(low, materialise(low, group, x), before, after, root.attrs.get("fill", 0),
+                       to)
+    ops.args.append(storage)
+    image = ops.b.param("image", storage.type.dtype, (storage.type.numel,))
+    return image, bordered(extents, before, after), [within(w, before) for w in windows]
 
 
 def borders(windows: Sequence[Window], extents: Sequence[Any], high: Sequence[Any] | None,

@@ -270,24 +270,35 @@ def plans(out: Value, weights: np.ndarray, registers: Registers) -> Iterator[Win
 # The kernel -----------------------------------------------------------------------------------
 
 
-def winograd_rule(low: Lowering, node: Node) -> bool:
-    """f32 conv_last, 3 x 3, stride 1, one group, constant weights, with elementwise epilogue."""
-    group = Group(node)
-    root = group.find("conv_last")
-    if root is None or low.machine.exact or low.machine.lanes == 1:
-        return False
+def suitable_weights(low: Lowering, group: Group, root: Node) -> np.ndarray | None:
+    """The weights of a group's convolution if the algorithm can compute it."""
+    if root.op != "conv_last" or low.machine.exact or low.machine.lanes == 1:
+        return None
     x, w = root.inputs
     assert x is not None and w is not None
     out, a = root.output, root.attrs
     if w not in group.inputs or any(same(d, 0) for d in out.shape) \
             or any(v.shape != out.shape for v in group.outputs):
-        return False
+        return None
     weights = outer_value(group, w).constant
     plain = a["strides"] == (1, 1) and a["dilations"] == (1, 1) and a["groups"] == 1 \
         and a["fill"] == 0 and all(isinstance(p, int) for p in a["low"])
     if weights is None or weights.shape[2:] != (3, 3) or not plain \
             or not x.dtype is out.dtype is dt.f32 or w.dtype not in (dt.f32, *STORED):
+        return None
+    return weights
+
+
+def winograd_rule(low: Lowering, node: Node) -> bool:
+    """f32 conv_last, 3 x 3, stride 1, one group, constant weights, with elementwise epilogue."""
+    group = Group(node)
+    root = group.find("conv_last")
+    weights = None if root is None else suitable_weights(low, group, root)
+    if root is None or weights is None:
         return False
+    out, a = root.output, root.attrs
+    x = root.inputs[0]
+    assert x is not None
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
     plan = low.choose("convolution", convolution_text(group, root), plans(out, weights, registers))
     if not isinstance(plan, Winograd):

@@ -25,6 +25,7 @@ from ...passes.lower.lowering import Rule, lower
 from ...passes.plan import Lifetime, plan
 from ...passes.schedule.attention import attention_rule
 from ...passes.schedule.chain import chain_rule
+from ...passes.schedule.channel_lanes import channel_lanes_rule
 from ...passes.schedule.conv import conv_rule
 from ...passes.schedule.gemm import matmul_rule
 from ...passes.schedule.low_bit import low_bit_rule
@@ -47,8 +48,8 @@ from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
 RULES: tuple[Rule, ...] = (chain_rule, attention_rule, encode_rule, low_bit_rule, tile_matmul_rule,
-                            tile_conv_rule, matmul_rule, winograd_rule, pixel_lanes_rule, conv_rule,
-                            *ROW_RULES, *GENERIC_RULES)
+                            tile_conv_rule, channel_lanes_rule, matmul_rule, winograd_rule,
+                            pixel_lanes_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 

@@ -64,8 +64,8 @@ def test_random_graphs(machine: str, tmp_path: Path):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_templates(machine: str, tmp_path: Path, rng):
-    """Attention, Winograd, deep products and pixels that share a vector; 2e-5 of values
-    of about 8 allows for sums of up to 900 products in another order."""
+    """Attention, Winograd, deep products, pixels that share a vector and lanes over channels; 2e-5
+    of values of about 8 allows for sums of up to 900 products in another order."""
     cases = Cases(seed=int(rng.integers(1 << 31)))
     g = cases.graph
     for rows, keys, depth in ((5, 33, 16), (1, 40, 24), (40, 41, 30)):
@@ -78,6 +78,9 @@ def test_templates(machine: str, tmp_path: Path, rng):
     w = cases.rng.standard_normal((2, 1, 5, 3))
     cases.output(g.add("conv_last", [cases.input(1, 11, 31, 1), g.constant(w.astype(np.float32))],
                        {"low": (2, 1), "high": (2, 1)}))
+    w = cases.rng.standard_normal((2, 43, 3, 3)) / 20
+    cases.output(g.add("conv_last", [cases.input(1, 7, 11, 43), g.constant(w.astype(np.float32))],
+                       {"low": (1, 1), "high": (1, 1)}))
     w = cases.rng.standard_normal((900, 40)) / 30
     cases.output(g.add("matmul", [cases.input(70, 900), g.constant(w.astype(np.float32))]))
     built = build(g, machine, tmp_path)
