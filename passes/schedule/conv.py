@@ -8,6 +8,7 @@ a buffer with borders.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from math import ceil, prod
 from typing import Any
 
@@ -20,13 +21,14 @@ from ...ir.graph.ops.shapes import same
 from ..lower.generic import Group, materialise
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
+from .deep_conv import DeepLoops, deep_plans
 from .depthwise import is_depthwise, write_depthwise
 from .direct import DirectLoops, Packed, Place, spread_place
-from .dot import Dot, ahead_of, choose_dot
+from .dot import F32, Dot, ahead_of, choose_dot
 from .gemm import add_operand, finish, needed, operands, outer_value, places, walks_as_one
 from .groups import Groups, pack_groups, share_vectors
 from .microkernel import Epilogue
-from .plans import SHARED_WEIGHTS, Direct, convolution_text, direct_plans
+from .plans import SHARED_WEIGHTS, DeepDirect, Direct, convolution_text, direct_plans
 from .tiles import Registers
 from .window import (
     LONGEST_LINE,
@@ -103,18 +105,27 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     # Taps at the borders are single: they must begin with a step of their own.
     merged = groups.blocks == 1 and not groups.shuffled and all(
         w.dilations[-1] == 1 and (channels % dot.group == 0 or not w.guarded[-1]) for w in windows)
-    plans = _plans(dot, groups, windows, merged, Registers(lanes, low.machine.vector_registers))
+    registers = Registers(lanes, low.machine.vector_registers)
+    plans: Iterator[DeepDirect | Direct] = _plans(dot, groups, windows, merged, registers)
+    if root.op == "conv_last" and dot is F32 and count == 1 and not copied:
+        plans = chain(deep_plans(windows[0], extents, channels, features, registers), plans)
     plan = low.choose("convolution", convolution_text(group, root), plans) \
         if root.op == "conv_last" and count == 1 else next(plans)
+    if isinstance(plan, DeepDirect):
+        merged = False
     arrays = [pack_groups(dot, groups, weights[np.ix_(*map(range, weights.shape[:3]), *w.taps)],
                           plan.vectors * lanes, merged) for w in windows]
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     buffer = ops.b.param("packed", dot.packed, (array.size,))
     ops.args.append(low.constant(array, TensorType(dot.packed, array.shape)))
     bases = [sum(a.size for a in arrays[:k]) for k in range(len(arrays))]
-    DirectLoops(ops.b, epilogue, dot, groups, plan, lanes, image,
-                Packed(buffer, bases, ahead_of(array)), spatial,
-                [batch, *windows[0].pixels[:-1]], windows, merged, place).write()
+    if isinstance(plan, DeepDirect):
+        DeepLoops(ops.b, epilogue, plan, lanes, image, buffer, windows[0], wrap(batch), extents,
+                  channels, features).write()
+    else:
+        DirectLoops(ops.b, epilogue, dot, groups, plan, lanes, image,
+                    Packed(buffer, bases, ahead_of(array)), spatial,
+                    [batch, *windows[0].pixels[:-1]], windows, merged, place).write()
     finish(low, node, ops, sum((_product(batch, *w.pixels, *w.size) for w in windows), wrap(0))
            * (2 * channels * features * count))
     return True

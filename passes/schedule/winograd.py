@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from math import ceil, prod
 from typing import Any
 
@@ -31,11 +32,13 @@ from ...ir.kernel.nodes import Buffer, load
 from ..lower.generic import Group
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
+from .deep_conv import deep_plans
 from .dot import F32, ahead_of
 from .gemm import add_operand, finish, needed, operands, outer_value, row_blocks
 from .microkernel import Epilogue, accumulators
-from .plans import Direct, Winograd, convolution_text, direct_plans, tiles_for
+from .plans import DeepDirect, Direct, Winograd, convolution_text, direct_plans, tiles_for
 from .tiles import Registers, Tile, choose, split_rows, step_cycles
+from .window import windows_of
 
 INPUT_BYTES = 768 * 1024
 """Transformed input of one block of tiles: it shares a level-2 cache with the weights' panels."""
@@ -235,10 +238,14 @@ def tiles_of(out: Value, transform: Transform) -> Expr:
     return n * ((height + (m - 1)) // m) * ((width + (m - 1)) // m)
 
 
-def plans(out: Value, weights: np.ndarray, registers: Registers) -> Iterator[Winograd | Direct]:
+def plans(root: Node, weights: np.ndarray, registers: Registers,
+          ) -> Iterator[Winograd | DeepDirect | Direct]:
     """The cost model's plan, then others: of its transform, of the other transforms that are exact
     enough, and of the direct form."""
     features, channels = weights.shape[:2]
+    x, out = root.inputs[0], root.output
+    windows = windows_of(root, weights.shape[2:])
+    assert x is not None and windows is not None
 
     def modelled(transform: Transform, block: int | None = None) -> Winograd:
         count = getattr(tiles_of(out, transform), "value", None)
@@ -247,8 +254,9 @@ def plans(out: Value, weights: np.ndarray, registers: Registers) -> Iterator[Win
         return Winograd(transform.outputs, block, tile.rows, tile.vectors)
 
     width = out.shape[-2]
-    direct = direct_plans(width if isinstance(width, int) else None, features, 9 * channels, 4,
-                          registers)
+    direct = chain(deep_plans(windows[0], x.shape[1:-1], channels, features, registers),
+                   direct_plans(width if isinstance(width, int) else None, features,
+                                9 * channels, 4, registers))
     transform = choose_transform(out, weights, registers)
     if transform is None:
         yield next(direct)
@@ -286,7 +294,7 @@ def winograd_rule(low: Lowering, node: Node) -> bool:
             or not x.dtype is w.dtype is out.dtype is dt.f32:
         return False
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
-    plan = low.choose("convolution", convolution_text(group, root), plans(out, weights, registers))
+    plan = low.choose("convolution", convolution_text(group, root), plans(root, weights, registers))
     if not isinstance(plan, Winograd):
         return False
     ops = operands(low, group, "winograd", needed(group, root, x))
