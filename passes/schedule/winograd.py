@@ -32,8 +32,8 @@ from ...ir.kernel.nodes import Buffer, load
 from ..lower.generic import Group
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
-from .deep_conv import deep_plans
-from .dot import F32, ahead_of
+from .deep_conv import LINE, deep_plans
+from .dot import F32, Fetch, ahead_of
 from .gemm import add_operand, finish, needed, operands, outer_value, row_blocks
 from .microkernel import Epilogue, accumulators
 from .plans import DeepDirect, Direct, Winograd, convolution_text, direct_plans, tiles_for
@@ -51,6 +51,9 @@ FEWEST_TILES, MOST_TILES = 4, 56
 
 FULL_BLOCK = 14
 """Tiles of a block that fill a register tile."""
+
+ENOUGH_VECTORS = 8
+"""Vectors of results whose panels are enough tasks by themselves."""
 
 LARGEST_ERROR = 1e-5
 """Estimated error, relative to the largest result, above which a transform is not used."""
@@ -188,7 +191,7 @@ def winograd_cycles(shape: Shape, transform: Transform, registers: Registers) ->
     and the two transforms, which are bound by loads and stores."""
     m, n = transform.outputs, transform.size
     tiles = shape.batch * ceil(shape.height / m) * ceil(shape.width / m)
-    block = block_of(tiles, transform, shape.channels, registers.lanes)
+    block = block_of(tiles, transform, shape.channels, shape.features, registers.lanes)
     blocks = ceil(tiles / block)
     tile = choose(block, shape.features, registers)
     panels = ceil(shape.features / (tile.vectors * registers.lanes))
@@ -201,14 +204,18 @@ def winograd_cycles(shape: Shape, transform: Transform, registers: Registers) ->
     return max(products, weights) + to_points + back
 
 
-def block_of(tiles: int | None, transform: Transform, channels: int, lanes: int) -> int:
-    """Tiles that a task transforms and multiplies together; `tiles` None when unknown."""
+def block_of(tiles: int | None, transform: Transform, channels: int, features: int, lanes: int,
+             ) -> int:
+    """Tiles that a task multiplies together; `tiles` None when unknown. Where there are panels of
+    columns enough for tasks, it is all of few tiles, so that weights are read once."""
     each = 4 * transform.size**2 * ceil(channels / lanes) * lanes
     most = min(max(INPUT_BYTES // each, FEWEST_TILES), MOST_TILES)
     if tiles is None:
         return most
     if tiles >= LEAST_BLOCKS * FULL_BLOCK:
         most = min(most, tiles // LEAST_BLOCKS)
+    elif features >= ENOUGH_VECTORS * lanes:
+        return tiles
     return ceil(tiles / ceil(tiles / most))
 
 
@@ -249,7 +256,7 @@ def plans(root: Node, weights: np.ndarray, registers: Registers,
 
     def modelled(transform: Transform, block: int | None = None) -> Winograd:
         count = getattr(tiles_of(out, transform), "value", None)
-        block = block or block_of(count, transform, channels, registers.lanes)
+        block = block or block_of(count, transform, channels, features, registers.lanes)
         tile = choose(block, features, registers)
         return Winograd(transform.outputs, block, tile.rows, tile.vectors)
 
@@ -465,22 +472,31 @@ class _Kernel:
         """One block times one panel of columns, and the results of that."""
         b, n, lanes = self.b, self.components, self.lanes
         products = b.alloc("products", dt.f32, (self.block * n * self.columns,))
+        blocks, depth = row_blocks(self.block, self.tile.rows), self.channels * self.columns
+        ahead = ahead_of(self.array)
+        # The next component's weights arrive evenly while this one's meet all register tiles.
+        pace = ceil(self.columns / sum(rows.count for rows in blocks))
+        paced = ahead > 0 and pace <= LINE
         with b.loop("c", n) as component:
-            weight = b.let("wb", (panel * n + component) * (self.channels * self.columns))
+            weight = b.let("wb", (panel * n + component) * depth)
             base = b.let("base", start + component * self.row)
-            for rows in row_blocks(self.block, self.tile.rows):
+            before = 0
+            for rows in blocks:
                 with b.loop("q", rows.count) as q:
                     first = b.let("first", rows.start + q * rows.height)
                     tile = Tile(rows.height, self.tile.vectors)
                     acc = accumulators(b, tile, lanes)
                     origin = b.let("ao", base + first * self.pitch)
+                    ask = weight + depth + (before + q) * (self.channels * pace)
                     F32.accumulate(b, acc, tile, lanes, self.channels,
                                    lambda r, o=origin: (points, o + r * self.pitch),
-                                   self.packed, weight, ahead=ahead_of(self.array))
+                                   self.packed, weight, ahead=0 if paced else ahead,
+                                   fetch=Fetch(b.let("ask", ask), pace) if paced else None)
                     for r in range(tile.rows):
                         for v in range(tile.vectors):
                             at = ((first + r) * n + component) * self.columns + v * lanes
                             b.store(products, (at,), acc[r, v])
+                before += rows.count
         with b.loop("i", self.block) as i:
             index = b.let("index", t * self.block + i)
             with b.when(op("lt", index, self.tiles)):

@@ -39,7 +39,7 @@ def convolution(c: Cases, image: Sequence[int], features: int, size: tuple[int, 
     c.output(c.graph.add("relu", [y]))
 
 
-PADDED = {"low": (1, 1), "high": (1, 1)}
+PADDED: dict[str, Any] = {"low": (1, 1), "high": (1, 1)}
 
 
 def forms(c: Cases) -> None:
