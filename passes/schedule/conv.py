@@ -8,6 +8,7 @@ outside; otherwise the input is copied once into a buffer with borders.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from math import ceil, prod
 from typing import Any
 
@@ -21,13 +22,14 @@ from ..lower.generic import Group, materialise
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
 from .conv_weights import WeightPlaces, Weights, pack_at_run
+from .deep_conv import DeepLoops, deep_plans
 from .depthwise import is_depthwise, write_depthwise
 from .direct import DirectLoops, Packed, Place, spread_place
-from .dot import Dot, ahead_of, choose_dot
+from .dot import F32, Dot, ahead_of, choose_dot
 from .gemm import finish, left_operand, needed, operands, places, walks_as_one
 from .groups import Groups, pack_groups, share_vectors
 from .microkernel import Epilogue
-from .plans import SHARED_WEIGHTS, Direct, convolution_text, direct_plans
+from .plans import SHARED_WEIGHTS, DeepDirect, Direct, convolution_text, direct_plans
 from .tiles import Registers
 from .window import Window, bordered_image, is_copied, line_window, windows_of
 
@@ -84,7 +86,11 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
     # Taps at the borders are single: they must begin with a step of their own.
     merged = groups.blocks == 1 and not groups.shuffled and all(
         w.dilations[-1] == 1 and (channels % dot.group == 0 or not w.guarded[-1]) for w in windows)
-    plans = _plans(dot, groups, windows, merged, Registers(lanes, low.machine.vector_registers))
+    registers = Registers(lanes, low.machine.vector_registers)
+    plans: Iterator[DeepDirect | Direct] = _plans(dot, groups, windows, merged, registers)
+    if root.op == "conv_last" and dot is F32 and count == 1 and not copied \
+            and weights.array is not None:
+        plans = chain(deep_plans(windows[0], extents, channels, features, registers), plans)
     plan = low.choose("convolution", convolution_text(group, root), plans) \
         if root.op == "conv_last" and count == 1 else next(plans)
     if weights.array is None:
@@ -94,12 +100,17 @@ def _write(low: Lowering, node: Node, group: Group, root: Node, dot: Dot, x: Val
         ahead = 0
     else:
         array, bases = _packed(root, dot, groups, weights.array, windows, plan.vectors * lanes,
-                               merged)
+                               merged and not isinstance(plan, DeepDirect))
         storage, ahead = low.constant(array, TensorType(dot.packed, array.shape)), ahead_of(array)
     buffer = ops.b.param("packed", dot.packed, (storage.type.numel,))
     ops.args.append(storage)
-    DirectLoops(ops.b, epilogue, dot, groups, plan, lanes, image, Packed(buffer, bases, ahead),
-                spatial, [batch, *windows[0].pixels[:-1]], windows, merged, place).write()
+    if isinstance(plan, DeepDirect):
+        DeepLoops(ops.b, epilogue, plan, lanes, image, buffer, windows[0], wrap(batch), extents,
+                  channels, features).write()
+    else:
+        DirectLoops(ops.b, epilogue, dot, groups, plan, lanes, image,
+                    Packed(buffer, bases, ahead), spatial, [batch, *windows[0].pixels[:-1]],
+                    windows, merged, place).write()
     finish(low, node, ops, sum((_product(batch, *w.pixels, *w.size) for w in windows), wrap(0))
            * (2 * channels * features * count))
     return True

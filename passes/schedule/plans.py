@@ -52,6 +52,18 @@ class Direct:
 
 
 @dataclass(frozen=True)
+class DeepDirect:
+    """A convolution whose weights are taken block by block through all lines (`deep_conv`), by
+    register tiles of `lines` x `pixels` x vectors of channels; `blocks` of the channels of a tap.
+    """
+
+    lines: int
+    pixels: int
+    vectors: int
+    blocks: int
+
+
+@dataclass(frozen=True)
 class Winograd:
     """A convolution by F(outputs x outputs, 3 x 3), `block` tiles at a time, whose products take
     register tiles of rows x vectors."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from math import ceil, prod
 from typing import Any
 
@@ -34,11 +35,13 @@ from ...ir.kernel.nodes import Buffer, load
 from ..lower.generic import Group
 from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
-from .dot import F32, STORED, ahead_of
+from .deep_conv import LINE, deep_plans
+from .dot import F32, STORED, Fetch, ahead_of
 from .gemm import add_operand, finish, needed, operands, outer_value, row_blocks
 from .microkernel import Epilogue, accumulators
-from .plans import Direct, Winograd, convolution_text, direct_plans, tiles_for
+from .plans import DeepDirect, Direct, Winograd, convolution_text, direct_plans, tiles_for
 from .tiles import Registers, Tile, choose, split_rows, step_cycles
+from .window import windows_of
 
 INPUT_BYTES = 768 * 1024
 """Transformed input of one block of tiles: it shares a level-2 cache with the weights' panels."""
@@ -51,6 +54,9 @@ FEWEST_TILES, MOST_TILES = 4, 56
 
 FULL_BLOCK = 14
 """Tiles of a block that fill a register tile."""
+
+ENOUGH_VECTORS = 8
+"""Vectors of results whose panels are enough tasks by themselves."""
 
 LARGEST_ERROR = 1e-5
 """Estimated error, relative to the largest result, above which a transform is not used."""
@@ -188,7 +194,7 @@ def winograd_cycles(shape: Shape, transform: Transform, registers: Registers) ->
     and the two transforms, which are bound by loads and stores."""
     m, n = transform.outputs, transform.size
     tiles = shape.batch * ceil(shape.height / m) * ceil(shape.width / m)
-    block = block_of(tiles, transform, shape.channels, registers.lanes)
+    block = block_of(tiles, transform, shape.channels, shape.features, registers.lanes)
     blocks = ceil(tiles / block)
     tile = choose(block, shape.features, registers)
     panels = ceil(shape.features / (tile.vectors * registers.lanes))
@@ -201,14 +207,18 @@ def winograd_cycles(shape: Shape, transform: Transform, registers: Registers) ->
     return max(products, weights) + to_points + back
 
 
-def block_of(tiles: int | None, transform: Transform, channels: int, lanes: int) -> int:
-    """Tiles that a task transforms and multiplies together; `tiles` None when unknown."""
+def block_of(tiles: int | None, transform: Transform, channels: int, features: int, lanes: int,
+             ) -> int:
+    """Tiles that a task multiplies together; `tiles` None when unknown. Where there are panels of
+    columns enough for tasks, it is all of few tiles, so that weights are read once."""
     each = 4 * transform.size**2 * ceil(channels / lanes) * lanes
     most = min(max(INPUT_BYTES // each, FEWEST_TILES), MOST_TILES)
     if tiles is None:
         return most
     if tiles >= LEAST_BLOCKS * FULL_BLOCK:
         most = min(most, tiles // LEAST_BLOCKS)
+    elif features >= ENOUGH_VECTORS * lanes:
+        return tiles
     return ceil(tiles / ceil(tiles / most))
 
 
@@ -238,20 +248,25 @@ def tiles_of(out: Value, transform: Transform) -> Expr:
     return n * ((height + (m - 1)) // m) * ((width + (m - 1)) // m)
 
 
-def plans(out: Value, weights: np.ndarray, registers: Registers) -> Iterator[Winograd | Direct]:
+def plans(root: Node, weights: np.ndarray, registers: Registers,
+          ) -> Iterator[Winograd | DeepDirect | Direct]:
     """The cost model's plan, then others: of its transform, of the other transforms that are exact
     enough, and of the direct form."""
     features, channels = weights.shape[:2]
+    x, out = root.inputs[0], root.output
+    windows = windows_of(root, weights.shape[2:])
+    assert x is not None and windows is not None
 
     def modelled(transform: Transform, block: int | None = None) -> Winograd:
         count = getattr(tiles_of(out, transform), "value", None)
-        block = block or block_of(count, transform, channels, registers.lanes)
+        block = block or block_of(count, transform, channels, features, registers.lanes)
         tile = choose(block, features, registers)
         return Winograd(transform.outputs, block, tile.rows, tile.vectors)
 
     width = out.shape[-2]
-    direct = direct_plans(width if isinstance(width, int) else None, features, 9 * channels, 4,
-                          registers)
+    direct = chain(deep_plans(windows[0], x.shape[1:-1], channels, features, registers),
+                   direct_plans(width if isinstance(width, int) else None, features,
+                                9 * channels, 4, registers))
     transform = choose_transform(out, weights, registers)
     if transform is None:
         yield next(direct)
@@ -300,7 +315,7 @@ def winograd_rule(low: Lowering, node: Node) -> bool:
     x = root.inputs[0]
     assert x is not None
     registers = Registers(low.machine.lanes, low.machine.vector_registers)
-    plan = low.choose("convolution", convolution_text(group, root), plans(out, weights, registers))
+    plan = low.choose("convolution", convolution_text(group, root), plans(root, weights, registers))
     if not isinstance(plan, Winograd):
         return False
     ops = operands(low, group, "winograd", needed(group, root, x))
@@ -471,22 +486,31 @@ class _Kernel:
         """One block times one panel of columns, and the results of that."""
         b, n, lanes = self.b, self.components, self.lanes
         products = b.alloc("products", dt.f32, (self.block * n * self.columns,))
+        blocks, depth = row_blocks(self.block, self.tile.rows), self.channels * self.columns
+        ahead = ahead_of(self.array)
+        # The next component's weights arrive evenly while this one's meet all register tiles.
+        pace = ceil(self.columns / sum(rows.count for rows in blocks))
+        paced = ahead > 0 and pace <= LINE
         with b.loop("c", n) as component:
-            weight = b.let("wb", (panel * n + component) * (self.channels * self.columns))
+            weight = b.let("wb", (panel * n + component) * depth)
             base = b.let("base", start + component * self.row)
-            for rows in row_blocks(self.block, self.tile.rows):
+            before = 0
+            for rows in blocks:
                 with b.loop("q", rows.count) as q:
                     first = b.let("first", rows.start + q * rows.height)
                     tile = Tile(rows.height, self.tile.vectors)
                     acc = accumulators(b, tile, lanes)
                     origin = b.let("ao", base + first * self.pitch)
+                    ask = weight + depth + (before + q) * (self.channels * pace)
+                    fetch = Fetch(self.packed, b.let("ask", ask), pace) if paced else None
                     F32.accumulate(b, acc, tile, lanes, self.channels,
                                    lambda r, o=origin: (points, o + r * self.pitch),
-                                   self.packed, weight, ahead=ahead_of(self.array))
+                                   self.packed, weight, ahead=0 if paced else ahead, fetch=fetch)
                     for r in range(tile.rows):
                         for v in range(tile.vectors):
                             at = ((first + r) * n + component) * self.columns + v * lanes
                             b.store(products, (at,), acc[r, v])
+                before += rows.count
         with b.loop("i", self.block) as i:
             index = b.let("index", t * self.block + i)
             with b.when(op("lt", index, self.tiles)):
