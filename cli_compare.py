@@ -55,6 +55,9 @@ def bench(
     kernels: Annotated[bool, typer.Option("--kernels", help="Instead of the model, time its "
                                           "dearest kernels, next to TVM's code for them.")] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="How many of them.")] = 5,
+    tvm_trials: Annotated[int | None, typer.Option(
+        "--tvm-trials", min=0, show_default="16", help="With --kernels: schedules that TVM's "
+        "MetaSchedule tries for each; 0 leaves it out. Results are kept.")] = None,
     tuning: Annotated[Path | None, typer.Option(
         "--tuning", metavar="FILE", help="Use these records of measured plans (smelt compile "
         "--tune); with --kernels next to the usual plans.")] = None,
@@ -75,6 +78,8 @@ def bench(
         if not profile:
             raise UsageError("--trace writes what --profile measures: add --profile")
         check_writable(trace)
+    if tvm_trials is not None and not kernels:
+        raise UsageError("--tvm-trials is of the comparison with TVM: add --kernels")
     if kernels:
         if profile or against is not None or threads > 1 or source is not None:
             raise UsageError("--kernels compares kernels with TVM's, on one thread: leave out "
@@ -83,7 +88,7 @@ def bench(
         _compare_kernels(screen, Request(model, target, shapes=parse_shapes(shape or ()),
                                          dims=parse_dims(dim or ()), optimize=optimize,
                                          precision=precision, records=records),
-                         input, top, seconds, seed)
+                         input, top, seconds, seed, tvm_trials)
         return
     others = None if against is None else parse_against(against)
     with screen.progress() as progress:
@@ -119,19 +124,21 @@ def bench(
 
 
 def _compare_kernels(screen: Screen, request: Any, given: list[str] | None, top: int,
-                     seconds: float, seed: int) -> None:
+                     seconds: float, seed: int, trials: int | None) -> None:
     """`smelt bench --kernels`."""
-    from .kernel_peers import WAYS, compare_kernels
+    from .kernel_peers import TRIALS, WAYS, compare_kernels
     from .running import is_artifact
 
     if is_artifact(request.source):
         raise UsageError("a compiled model does not tell its operators: give the model itself")
+    trials = TRIALS if trials is None else trials
     with screen.progress() as progress:
         found = compare_kernels(request, given, top=top, seconds=seconds, seed=seed,
-                                progress=progress)
+                                trials=trials, progress=progress)
     heads = {"smelt": "smelt", "tuned": "tuned", "scheduled": "our schedule, TVM",
-             "plain": "no schedule, TVM"}
-    ways = [w for w in WAYS if w != "tuned" or request.records is not None]
+             "plain": "no schedule, TVM", "metaschedule": "MetaSchedule, TVM"}
+    left_out = {"tuned": request.records is None, "metaschedule": trials == 0}
+    ways = [w for w in WAYS if not left_out.get(w)]
     screen.table(("kernel", "share", *(heads[w] for w in ways), "from"), [
         (k["name"] + (f" +{k['kernels'] - 1}" if k["kernels"] > 1 else ""), f"{k['share']:.1%}",
          *("" if k[w] is None else duration(k[w]) + (

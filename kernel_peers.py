@@ -1,5 +1,6 @@
 """The dearest kernels of a model in isolation, next to what TVM makes of them: of the same
-schedule, and of the same operators without one, as plain loops over their definition."""
+schedule, of the same operators without one, as plain loops over their definition, and in the best
+schedule that MetaSchedule finds for them."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from .compilation import Request
 from .data import read_inputs
-from .errors import SmeltError, UsageError
+from .errors import SmeltError, TargetError, UsageError
 from .ir.expr import evaluate
 from .ir.graph.core import Graph, Node
 from .ir.program import Launch, Program
@@ -30,14 +31,18 @@ Progress = Callable[[str, int, int], None]
 Rounds = Callable[[], float]
 """Runs for some time; gives the seconds of one run."""
 
-WAYS = ("smelt", "tuned", "scheduled", "plain")
+WAYS = ("smelt", "tuned", "scheduled", "plain", "metaschedule")
 """What is timed, as `compare_kernels` says."""
+TRIALS = 16
+TOLERANCE = 1e-3
+"""Error of TVM's floats over the largest value: sums in another order; wrong results are off by
+about 1."""
 ROUNDS = 7
 ROUND_SECONDS = 0.05
 
 
 def compare_kernels(request: Request, files: Sequence[str] | None = None, *, top: int = 5,
-                    seconds: float = 1.0, seed: int = 0,
+                    seconds: float = 1.0, seed: int = 0, trials: int = 0,
                     progress: Progress = lambda what, done, total: None) -> list[dict[str, Any]]:
     """The `top` groups of operators that take longest, dearest first, on one thread. The model runs
     on inputs from files (as `smelt run --input`), else random ones, to find them.
@@ -46,8 +51,10 @@ def compare_kernels(request: Request, files: Sequence[str] | None = None, *, top
     time, and the seconds of one run, medians of rounds in turns: "smelt", our schedule in C;
     "tuned", the same with the request's records of measured plans (None without records);
     "scheduled", our schedule compiled by TVM; "plain", the operators as loops without a schedule,
-    compiled by TVM. What TVM did not do is None, and "notes" says why. Raises UsageError for a
-    model with open sizes or another target than one cpu variant, TargetError without TVM.
+    compiled by TVM; "metaschedule", the best of `trials` schedules of TVM's (None for 0 trials),
+    whose results agree with ours. What TVM did not do is None, and "notes" says why. Raises
+    UsageError for a model with open sizes or another target than one cpu variant, TargetError
+    without TVM.
     """
     from .targets.base import find_target
     from .targets.cpu.target import CpuTarget
@@ -71,7 +78,7 @@ def compare_kernels(request: Request, files: Sequence[str] | None = None, *, top
     for k, (node, names, share) in enumerate(dear):
         progress("comparing kernels", k, len(dear))
         found.append({"name": names[0], "origin": node.origin or node.op, "kernels": len(names),
-                      "share": share, **_compared(node, target, request)})
+                      "share": share, **_compared(node, target, request, trials, progress)})
     progress("comparing kernels", len(dear), len(dear))
     return found
 
@@ -109,20 +116,36 @@ def _dearest(graph: Graph, target: Any, exact: bool,
     return sorted(found, key=lambda x: -x[2])
 
 
-def _compared(node: Node, target: Any, request: Request) -> dict[str, Any]:
+@dataclass
+class _Native:
+    """A group as a compiled model that counts its kernels' time: its program, the contents of its
+    inputs by name, what they give, and what times it."""
+
+    program: Program
+    inputs: dict[str, np.ndarray]
+    outputs: list[np.ndarray]
+    run: Rounds
+
+
+def _compared(node: Node, target: Any, request: Request, trials: int,
+              progress: Progress) -> dict[str, Any]:
     """Seconds of one group by each."""
     from .codegen.tensorir import Inexpressible
 
     with tempfile.TemporaryDirectory(prefix="smelt-kernels-") as folder:
-        ours, scheduled = _native(node, target, request, NO_RECORDS, Path(folder) / "usual")
-        runs: dict[str, Rounds] = {"smelt": ours}
+        ours = _native(node, target, request, NO_RECORDS, Path(folder) / "usual")
+        runs: dict[str, Rounds] = {"smelt": ours.run}
         if request.records is not None:
-            runs["tuned"], _ = _native(node, target, request, request.records,
-                                       Path(folder) / "tuned")
+            runs["tuned"] = _native(node, target, request, request.records,
+                                    Path(folder) / "tuned").run
+        by_tvm: dict[str, Callable[[], Rounds]] = {
+            "scheduled": lambda: _by_tvm(ours.program), "plain": lambda: _by_tvm(_plain(node))}
+        if trials:
+            by_tvm["metaschedule"] = lambda: _by_metaschedule(node, ours, trials, progress)
         notes: dict[str, str] = {}
-        for name, make in (("scheduled", lambda: scheduled), ("plain", lambda: _plain(node))):
+        for name, make in by_tvm.items():
             try:
-                runs[name] = _by_tvm(make())
+                runs[name] = make()
             except (Inexpressible, SmeltError) as error:
                 notes[name] = str(error)
         rounds: dict[str, list[float]] = {name: [] for name in runs}
@@ -134,8 +157,7 @@ def _compared(node: Node, target: Any, request: Request) -> dict[str, Any]:
 
 
 def _native(node: Node, target: Any, request: Request, records: Records,
-            folder: Path) -> tuple[Rounds, Program]:
-    """The group as a compiled model that counts its kernels' time, and its program."""
+            folder: Path) -> _Native:
     from .runtime import load
     from .runtime.artifact import write_artifact
     from .targets.base import BuildOptions
@@ -143,14 +165,15 @@ def _native(node: Node, target: Any, request: Request, records: Records,
     options = BuildOptions(name="group", optimize=request.optimize, exact=request.exact,
                            precision=request.precision, passes="dce", records=records,
                            extra={"profile": "true"})
-    build = target.build(alone(node), options)
+    graph = alone(node)
+    build = target.build(graph, options)
     folder.mkdir()
     path = write_artifact(folder / "group.smelt", build.manifest, build.files)
     module = load(path, threads=1)
     arrays = inputs_of(build.program)
     count = len(build.program.kernels())
     counters = (ctypes.c_double * count).in_dll(module._library.c, "smelt_seconds")
-    module(*arrays)
+    found = module(*arrays)
 
     def run() -> float:
         ctypes.memset(counters, 0, ctypes.sizeof(counters))
@@ -160,7 +183,8 @@ def _native(node: Node, target: Any, request: Request, records: Records,
             runs += 1
         return sum(counters) / runs
 
-    return run, build.program
+    return _Native(build.program, dict(zip((s.name for s in module.inputs), arrays, strict=True)),
+                   [np.array(a) for a in (found if isinstance(found, tuple) else (found,))], run)
 
 
 def _plain(node: Node) -> Program:
@@ -193,3 +217,23 @@ def _by_tvm(program: Program) -> Rounds:
         timers.append(timer(build(step.kernel, threads=False), buffers, sizes,
                             ROUND_SECONDS / 2))
     return lambda: sum(t() for t in timers)
+
+
+def _by_metaschedule(node: Node, ours: _Native, trials: int, progress: Progress) -> Rounds:
+    """The group in the best schedule that was found for it. Raises TargetError where its results
+    are not ours."""
+    from .codegen.tensorir_blocks import print_blocks
+    from .targets.tvm_tuning import tune
+
+    blocks = print_blocks(alone(node))
+    function, _ = tune(blocks, trials,
+                       lambda done, total: progress("tuning by MetaSchedule", done, total))
+    inputs = [ours.inputs[v.name] if v.constant is None else np.asarray(v.constant)
+              for v in blocks.inputs]
+    for want, got in zip(ours.outputs, function(inputs), strict=True):
+        far = np.abs(want.astype(np.float64) - got.astype(np.float64)).max(initial=0)
+        allowed = TOLERANCE * np.abs(want.astype(np.float64)).max(initial=0)
+        # An 8-bit value may fall to either side between two steps.
+        if not far <= (allowed if want.dtype.kind == "f" else 1):
+            raise TargetError(f"the results of TVM's schedule are off by {far:.1e}")
+    return function.timer(inputs, ROUND_SECONDS / 2)

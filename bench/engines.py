@@ -8,10 +8,12 @@ that the memory told is that of loading and running.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +25,26 @@ from smelt.engine_process import ENGINES as OWN
 from smelt.engine_process import Engine, Run, Settings, openvino_engine, serve
 
 Inputs = dict[str, np.ndarray]
+COMPILE_SECONDS = 300
+"""What an engine that compiles first may take for a model."""
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raises RuntimeError in what takes longer; where the system has no alarm there is no limit."""
+    def late(*_: object) -> None:
+        raise RuntimeError(f"it was still compiling after {seconds} s")
+
+    if not hasattr(signal, "SIGALRM"):  # Windows
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # PyTorch -----------------------------------------------------------------------------------------
@@ -40,7 +62,7 @@ def torch_compile(settings: Settings, inputs: Inputs) -> Settings:
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in inputs.values()]
     start = time.perf_counter()
     compiled = torch.compile(module)
-    with torch.no_grad():
+    with within(COMPILE_SECONDS), torch.no_grad():
         compiled(*tensors)
     return {"module": compiled, "tensors": tensors,
             "compile_seconds": time.perf_counter() - start}
@@ -71,16 +93,30 @@ def ahead(suffix: str, commands: Callable[[Path, Path, Inputs], list[list[str]]]
         start = time.perf_counter()
         error = ""
         for command in commands(Path(settings["path"]), output, inputs):
-            run = subprocess.run(command, capture_output=True, text=True)
+            left = COMPILE_SECONDS - (time.perf_counter() - start)
+            try:
+                run = subprocess.run(command, capture_output=True, text=True, timeout=max(left, 1))
+            except subprocess.TimeoutExpired:
+                error = f"it was still compiling after {COMPILE_SECONDS} s"
+                break
             if run.returncode:
-                lines = run.stderr.splitlines() or ["it gave no reason"]
-                error = ([x for x in lines if "error" in x.lower()] or lines)[-1]
+                error = reason(run.stderr)
                 break
         told.write_text(json.dumps({"error": error, "seconds": time.perf_counter() - start}))
     result = json.loads(told.read_text())
     if result["error"]:
         raise RuntimeError(result["error"])
     return {"file": str(output), "compile_seconds": result["seconds"]}
+
+
+def reason(text: str) -> str:
+    """Why a compiler refused, of what it wrote: the first line that tells of an error, without the
+    place in a file; of a traceback, which ends in its error, the last."""
+    lines = [x.strip() for x in text.splitlines() if x.strip()] or ["it gave no reason"]
+    told = [x for x in lines if "error" in x.lower()] or lines
+    line = told[-1] if any(x.startswith("Traceback") for x in lines) else told[0]
+    _, found, rest = line.partition(" error: ")
+    return (rest if found else line)[:200]
 
 
 def tvm_commands(model: Path, output: Path, inputs: Inputs) -> list[list[str]]:

@@ -76,6 +76,15 @@ def real_models(chosen: Sequence[str]) -> list[Model]:
             if (folder / "data" / f"{p.stem}.npz").exists() and (not chosen or p.stem in chosen)]
 
 
+def unknown(names: Sequence[str]) -> str:
+    """Why there are no models of these names."""
+    folder = config.models_dir()
+    if folder is None:
+        return (f"{', '.join(names)}: not in the zoo, and SMELT_MODELS, the folder of other "
+                "models, is not set")
+    return f"there is no model {', '.join(names)} in the zoo or in {folder} (SMELT_MODELS)"
+
+
 def zoo_models(folder: Path, chosen: Sequence[str], notes: list[str]) -> list[Model]:
     """The zoo's models, exported where they are not in the folder yet."""
     names = [n for n in model_zoo.MODELS if not chosen or n in chosen]
@@ -219,7 +228,7 @@ def main(
     known = {m.name for m in models}
     missing = [n for n in chosen if n not in known]
     if missing and not report["notes"]:
-        raise typer.BadParameter(f"--only: there is no model {', '.join(missing)}")
+        raise typer.BadParameter(f"--only: {unknown(missing)}")
 
     def save() -> None:
         report.update(summary(report))

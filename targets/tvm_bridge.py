@@ -17,7 +17,7 @@ from ..ir.kernel.nodes import Kernel
 
 def host_target() -> dict[str, Any]:
     """TVM's target for this processor."""
-    tvm = _tvm()
+    tvm = import_tvm()
     cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
     return {"kind": "llvm", "mcpu": str(cpu)}
 
@@ -49,18 +49,19 @@ def build(kernel: Kernel, *, threads: bool = True) -> TvmKernel:
     Raises `codegen.tensorir.Inexpressible` for a kernel without a TensorIR form, TargetError when
     TVM is missing or refuses.
     """
-    tvm = _tvm()
+    tvm = import_tvm()
     module = parse(print_tensorir(kernel, threads))
     try:
         executable = tvm.compile(module, target=host_target())
         return TvmKernel(kernel, executable[kernel.name], executable)
     except Exception as error:
-        raise TargetError(f"TVM cannot compile kernel {kernel.name}: {_first(error)}") from error
+        raise TargetError(f"TVM cannot compile kernel {kernel.name}: {first_lines(error)}"
+                          ) from error
 
 
 def one_thread() -> None:
     """Lets TVM's parallel loops run on one thread from now on. Raises TargetError without TVM."""
-    _tvm().get_global_func("runtime.config_threadpool")(1, 1)
+    import_tvm().get_global_func("runtime.config_threadpool")(1, 1)
 
 
 def timer(built: TvmKernel, buffers: Sequence[np.ndarray], sizes: Mapping[str, int] | None,
@@ -69,19 +70,20 @@ def timer(built: TvmKernel, buffers: Sequence[np.ndarray], sizes: Mapping[str, i
     tensors = [tensor(a) for a in buffers]
     arguments = [*tensors, *built.size_values(sizes)]
     evaluator = built.executable.jit().time_evaluator(
-        built.kernel.name, _tvm().cpu(), number=1, repeat=1, min_repeat_ms=int(seconds * 1000))
+        built.kernel.name, import_tvm().cpu(), number=1, repeat=1,
+        min_repeat_ms=int(seconds * 1000))
     return lambda: float(evaluator(*arguments).mean)
 
 
 def parse(text: str) -> Any:
     """The module of a TVMScript text. Raises TargetError."""
-    tvm = _tvm()
+    tvm = import_tvm()
     from tvm.script import ir, tirx
 
     try:
         return tvm.script.from_source(text, extra_vars={"I": ir, "T": tirx})
     except Exception as error:
-        raise TargetError(f"TVM cannot read the kernel: {_first(error)}") from error
+        raise TargetError(f"TVM cannot read the kernel: {first_lines(error)}") from error
 
 
 def tensor(array: np.ndarray) -> Any:
@@ -93,10 +95,11 @@ def tensor(array: np.ndarray) -> Any:
         # ml_dtypes has integers of less than a byte and floats that numpy lacks.
         name = f"u{kind.itemsize}" if not kind.name.startswith("int") else f"i{kind.itemsize}"
         flat = flat.view(name)
-    return _tvm().runtime.tensor(flat)
+    return import_tvm().runtime.tensor(flat)
 
 
-def _tvm() -> Any:
+def import_tvm() -> Any:
+    """The module. Raises TargetError where it is not installed."""
     try:
         import tvm
     except ImportError:
@@ -104,6 +107,7 @@ def _tvm() -> Any:
     return tvm
 
 
-def _first(error: BaseException) -> str:
+def first_lines(error: BaseException) -> str:
+    """The beginning of an error's text, on one line."""
     lines = [x for x in str(error).splitlines() if x.strip()]
     return " ".join(lines[:3])[:400] if lines else type(error).__name__

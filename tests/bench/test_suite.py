@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,58 @@ def test_errors_are_relative_to_the_largest_value():
     assert error_of(want, want[:1]) == math.inf
     assert error_of(want, [np.zeros(3, np.float32), want[1]]) == math.inf
     assert error_of(want, [np.array([np.nan, 0], np.float32), want[1]]) == math.inf
+
+
+@pytest.mark.parametrize("written, told", [
+    ("m.mlir:3:9: error: failed to legalize 'torch.operator'\nm.mlir:1:1: error: later\n",
+     "failed to legalize 'torch.operator'"),
+    ("Traceback (most recent call last):\n  an error here\nValueError: no such Error\n",
+     "ValueError: no such Error"),
+    ("a note\n", "a note"), ("", "it gave no reason"),
+])
+def test_a_compilers_reason_is_one_line(written, told):
+    from engines import reason
+
+    assert reason(written) == told
+
+
+def test_compilers_end_in_time(tmp_path, monkeypatch):
+    import engines
+
+    monkeypatch.setattr(engines, "COMPILE_SECONDS", 1)
+    settings = {"path": "model.onnx", "compiled": str(tmp_path)}
+
+    def sleepers(*_: object) -> list[list[str]]:
+        return [[sys.executable, "-c", "import time; time.sleep(60)"]]
+
+    for _ in range(2):  # the second time from what was noted
+        with pytest.raises(RuntimeError, match="still compiling after 1 s"):
+            engines.ahead(".so", sleepers, settings, {})
+    if hasattr(signal, "SIGALRM"):
+        with pytest.raises(RuntimeError, match="still compiling after 1 s"), engines.within(1):
+            time.sleep(60)
+
+
+def test_an_unknown_model_is_named_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    from suite import unknown
+
+    monkeypatch.delenv("SMELT_MODELS", raising=False)
+    assert "mnist8: not in the zoo, and SMELT_MODELS" in unknown(["mnist8"])
+    monkeypatch.setenv("SMELT_MODELS", str(tmp_path))
+    assert unknown(["mnist8"]) == (
+        f"there is no model mnist8 in the zoo or in {tmp_path} (SMELT_MODELS)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["tvm", "iree"])
+def test_compiled_peers_are_timed(engine: str, models: Path):
+    pytest.importorskip({"tvm": "tvm", "iree": "iree.compiler"}[engine])
+    run = run_suite(models, "suite.py", "--against", engine)
+    assert run.returncode == 0, run.stderr
+    row = json.loads((models / "out.json").read_text())["models"]["mlp"]["threads"]["1"]
+    assert not row["failures"] and row["ratios"][engine] > 0
+    timed = next(e for e in row["engines"] if e["engine"] == engine)
+    assert timed["error"] < 1e-4 and timed["threads_limited"] and timed["compile_seconds"] > 0
 
 
 @pytest.fixture

@@ -30,15 +30,42 @@ def model(tmp_path, monkeypatch):
     return path
 
 
-def test_every_group_has_three_times(model, capfd):
+def test_every_group_has_four_times(model, capfd):
     assert main(["bench", str(model), "--kernels", "--dim", "n=30", "--seconds", "0.05",
-                 "--json"]) == 0
+                 "--tvm-trials", "3", "--json"]) == 0
     kernels = json.loads(capfd.readouterr().out)["kernels"]
     assert len(kernels) == 2
     for k in kernels:
         assert k["smelt"] > 0 and k["scheduled"] > 0 and k["plain"] > 0, k
+        assert k["metaschedule"] > 0, k
         assert not k["notes"] and k["kernels"] == 1 and 0 < k["share"] <= 1
     assert any("MatMul" in k["origin"] for k in kernels)
+
+
+def test_the_table_has_a_column_for_metaschedule_only_with_trials(model, capfd):
+    for trials in ("1", "0"):
+        assert main(["bench", str(model), "--kernels", "--dim", "n=3", "--top", "1", "--seconds",
+                     "0.05", "--tvm-trials", trials]) == 0
+        told = capfd.readouterr()
+        assert ("MetaSchedule" in told.out + told.err) == (trials == "1"), told
+
+
+def test_a_wrong_result_is_not_timed(model, capfd, monkeypatch):
+    from smelt.targets.tvm_blocks import BlockFunction
+
+    real = BlockFunction.__call__
+    monkeypatch.setattr(BlockFunction, "__call__", lambda self, inputs: [
+        a + 1 for a in real(self, inputs)])
+    assert main(["bench", str(model), "--kernels", "--dim", "n=3", "--top", "1", "--seconds",
+                 "0.05", "--tvm-trials", "1", "--json"]) == 0
+    (kernel,) = json.loads(capfd.readouterr().out)["kernels"]
+    assert kernel["metaschedule"] is None and kernel["smelt"] > 0
+    assert "the results of TVM's schedule are off by" in kernel["notes"]["metaschedule"]
+
+
+def test_trials_are_of_the_comparison_of_kernels(model, capfd):
+    assert main(["bench", str(model), "--tvm-trials", "4"]) != 0
+    assert "add --kernels" in " ".join(capfd.readouterr().err.split())
 
 
 @pytest.mark.parametrize("options, sentence", [
