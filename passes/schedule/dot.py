@@ -173,12 +173,12 @@ WIDENED_ROWS = 128
 hundredth of the time of their products."""
 
 WIDENED_TILES = 3
-"""Tiles of rows from which on a task keeps weights that it widened: for fewer, each tile widens them
-while it reads them."""
+"""Tiles of rows from which on a task keeps weights that it widened: of fewer, each tile widens what
+it reads."""
 
 WIDENED_BYTES = 256 * 1024
-"""Bytes of f32 up to which weights are widened first where only a run knows the rows, of which there
-may be one: those that a level-2 cache holds with other things."""
+"""Bytes of f32 up to which weights are widened first where only a run knows the rows, of which
+there may be one: those that a level-2 cache holds with other things."""
 BF16 = Dot(2, dt.f32, dt.i32)
 U8I8 = Dot(4, dt.i32, dt.i32)
 
