@@ -51,7 +51,7 @@ def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lan
                blocks: int, x: Buffer, packed: Buffer, rows: int, inner: int,
                columns: int) -> None:
     """Writes the loops. `store(tile, accumulators, panel, first row)` runs the epilogue. Weights
-    that are kept in 16 bits are widened when their block's turn comes, for all row tiles."""
+    that are kept in 16 bits are widened by the first row tile of a block, for all others."""
     width = tile.vectors * lanes
     depth = ceil(inner / blocks)
     panels = ceil(columns / width)
@@ -77,12 +77,10 @@ def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lan
                 op("lt", p + 1, here), weight + inner * width,
                 (first_panel * inner + start + depth) * width))
             pace = ceil(width / each)
-            source, base = packed, weight
-            if dot.widens:
-                source, base = b.alloc("near", dt.f32, (depth * width,)), const(0)
-                dot.widen(b, packed, weight, source, 0, run, width, lanes)
+            near = b.alloc("near", dt.f32, (depth * width,)) if dot.widens else None
 
-            def one(rows_of: int, row: Expr, at: Expr, fetch: Fetch | None) -> None:
+            def one(rows_of: int, row: Expr, at: Expr, fetch: Fetch | None,
+                    widening: bool = False) -> None:
                 shape = Tile(rows_of, tile.vectors)
                 acc = accumulators(b, shape, lanes)
                 places = [(r, v, p * (kept * width) + (at + r) * width + v * lanes)
@@ -92,8 +90,15 @@ def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lan
                         for r, v, place in places:
                             b.store(acc, (r, v), load(partial, (place,), lanes))
                 origin = b.let("ao", row * inner + start)
-                F32.accumulate(b, acc, shape, lanes, run, lambda r: (x, origin + r * inner), source,
-                               base, fetch=fetch)
+
+                def left(r: int) -> tuple[Buffer, Expr]:
+                    return x, origin + r * inner
+
+                if near is None or widening:
+                    dot.accumulate(b, acc, shape, lanes, run, left, packed, weight, fetch=fetch,
+                                   keep=near)
+                else:
+                    F32.accumulate(b, acc, shape, lanes, run, left, near, const(0), fetch=fetch)
                 if partial is None:
                     store(shape, acc, panel, row)
                     return
@@ -103,10 +108,15 @@ def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lan
                     for r, v, place in places:
                         b.store(partial, (place,), acc[r, v])
 
-            with b.loop("r", tiles) as r:
+            def nth(r: Expr, widening: bool) -> None:
                 row = b.let("row", (chunk * each + r) * height)
                 one(height, row, b.let("at", r * height),
-                    Fetch(packed, b.let("ask", following + r * (depth * pace)), pace))
+                    Fetch(packed, b.let("ask", following + r * (depth * pace)), pace), widening)
+
+            if near is not None:
+                nth(const(0), True)
+            with b.loop("r", tiles if near is None else tiles - 1) as r:
+                nth(r if near is None else r + 1, False)
             if last:
                 with b.when(op("eq", chunk, chunks - 1)):
                     one(last, wrap(count * height), const(each * height), None)

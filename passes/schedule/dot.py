@@ -114,10 +114,11 @@ class Dot:
     def accumulate(self, b: Builder, acc: Buffer, tile: Tile, lanes: int, run: Any,
                    left: Callable[[int], tuple[Buffer, Expr]], packed: Buffer,
                    weight: Expr, rows: Sequence[int] | None = None, ahead: int = 0,
-                   fetch: Fetch | None = None) -> None:
+                   fetch: Fetch | None = None, keep: Buffer | None = None) -> None:
         """acc += a run: `left(r)` is row r's buffer and first position; `weight` the position of
         the run's first step in `packed`. Only `rows` take part when given. Weights are asked for
-        `ahead` elements before they are used; `fetch` asks for others."""
+        `ahead` elements before they are used; `fetch` asks for others. `keep` takes the widened
+        weights of the run."""
         rows = range(tile.rows) if rows is None else rows
         width = tile.vectors * lanes
         whole = wrap(run) // self.group
@@ -128,6 +129,9 @@ class Dot:
                 b.prefetch(packed, weight + k * width + v + ahead)
             columns = [b.let("w", self.column(packed, weight + k * width + v * lanes, lanes))
                        for v in range(tile.vectors)]
+            if keep is not None:
+                for v in range(tile.vectors):
+                    b.store(keep, (k * width + v * lanes,), columns[v])
             for r in rows:
                 buffer, at = left(r)
                 row = b.let("a", broadcast(self.left(buffer, at + k * self.group, count), lanes))
@@ -149,7 +153,7 @@ LINE_BYTES = 64
 """Bytes of a cache line."""
 
 STREAMED_BYTES = 512 * 1024
-"""Packed weights from which on they come from beyond a level-2 cache."""
+"""Packed weights, as f32, from which on they come from beyond a level-2 cache."""
 
 AHEAD_BYTES = 8192
 """How far ahead streamed weights are asked for: two pages, which the processor's own prefetching
@@ -157,8 +161,8 @@ does not cross."""
 
 
 def widened_first(dot: Dot, lanes: int, steps: Any, width: int, tiles: Any) -> bool:
-    """Whether a task with so many tiles of rows widens its weights, a known number of `steps` of
-    `width`, before it multiplies. Without vectors memory counts more than time."""
+    """Whether a task with so many tiles of rows keeps the weights that it widened, `steps` of
+    `width`. Without vectors memory counts more than time."""
     if not dot.widens or lanes == 1:
         return False
     if isinstance(tiles, int):
@@ -168,7 +172,7 @@ def widened_first(dot: Dot, lanes: int, steps: Any, width: int, tiles: Any) -> b
 
 def ahead_of(packed: np.ndarray) -> int:
     """Elements ahead of their use at which to ask for packed weights; 0 where they are near."""
-    return AHEAD_BYTES // packed.itemsize if packed.nbytes >= STREAMED_BYTES else 0
+    return AHEAD_BYTES // packed.itemsize if 4 * packed.size >= STREAMED_BYTES else 0
 
 
 F32 = Dot(1, dt.f32, dt.f32)
@@ -176,16 +180,16 @@ STORED = {kind: Dot(1, dt.f32, kind) for kind in (dt.bf16, dt.f16)}
 """Steps of f32 by the type that weights are kept in."""
 
 WIDENED_ROWS = 128
-"""Rows for which weights kept in 16 bits are widened once, so that it takes a hundredth of the time
-of their products."""
+"""Rows of a task for which weights kept in 16 bits are widened once, so that it takes about a
+hundredth of the time of their products."""
 
 WIDENED_TILES = 3
-"""Tiles of rows from which on a task widens its weights first: for fewer, each does while it reads
-them."""
+"""Tiles of rows from which on a task keeps weights that it widened: of fewer, each tile widens what
+it reads."""
 
 WIDENED_BYTES = 256 * 1024
-"""Bytes of f32 up to which weights are widened first where a task may have one row: those that a
-level-2 cache holds with other things."""
+"""Bytes of f32 up to which weights are widened first where only a run knows the rows, of which
+there may be one: those that a level-2 cache holds with other things."""
 BF16 = Dot(2, dt.f32, dt.i32)
 U8I8 = Dot(4, dt.i32, dt.i32)
 I16 = Dot(2, dt.i32, dt.i32, dt.i16)

@@ -292,17 +292,27 @@ def _write(ops: Operands, epilogue: Epilogue, dot: Dot, shape: Shape, batch, x: 
         if near:
             read, first = F32, const(0)
             weights = b.alloc("near", dt.f32, (shape.inner * width,))
-            dot.widen(b, packed, b_base, weights, 0, inner, width, lanes, ahead)
 
         def rows_of(start: Expr, height: int, fetch: Fetch | None = None) -> None:
             _tile(b, epilogue, read, Tile(height, tile.vectors), lanes, x, weights, a_base, first,
                   start, inner, panel, columns, width, lead, between,
                   0 if fetch or near else ahead, fetch)
 
+        def widening(start: Expr, height: int) -> None:
+            _tile(b, epilogue, dot, Tile(height, tile.vectors), lanes, x, packed, a_base, b_base,
+                  start, inner, panel, columns, width, lead, between, ahead, None, weights)
+
         def main() -> None:
             first = blocks[0]
             low = step * chunk
-            with b.loop("r", op("min", wrap(chunk), wrap(first.count) - low)) as r:
+            count = op("min", wrap(chunk), wrap(first.count) - low)
+            if near and isinstance(first.count, int):
+                # Stores hide behind the products of the first tile.
+                widening(b.let("row", first.start + low * first.height), first.height)
+                low, count = low + 1, count - 1
+            elif near:
+                dot.widen(b, packed, b_base, weights, 0, inner, width, lanes, ahead)
+            with b.loop("r", count) as r:
                 fetch = None
                 if pace:
                     following = b_base + dot.steps(inner) * (width + r * pace)
@@ -394,11 +404,12 @@ def row_blocks(rows: Any, limit: int) -> list[RowBlock]:
 
 def _tile(b: Builder, epilogue: Epilogue, dot: Dot, tile: Tile, lanes: int, x: Buffer,
           packed: Buffer, a_base: Expr, b_base: Expr, start: Expr, inner: Expr, panel: Expr,
-          columns: Expr, width: int, lead, between, ahead: int, fetch: Fetch | None) -> None:
+          columns: Expr, width: int, lead, between, ahead: int, fetch: Fetch | None,
+          keep: Buffer | None = None) -> None:
     acc = accumulators(b, tile, lanes, dot.accumulator)
     origin = b.let("ao", a_base + start * inner)
     dot.accumulate(b, acc, tile, lanes, inner, lambda r: (x, origin + r * inner), packed, b_base,
-                   ahead=ahead, fetch=fetch)
+                   ahead=ahead, fetch=fetch, keep=keep)
     store_tile(b, epilogue, tile, lanes, acc, panel, columns, width,
                lambda r, column: (*lead, start + r, *between, column))
 
