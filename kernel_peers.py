@@ -223,7 +223,7 @@ def _by_metaschedule(node: Node, ours: _Native, trials: int, progress: Progress)
     """The group in the best schedule that was found for it. Raises TargetError where its results
     are not ours."""
     from .codegen.tensorir_blocks import print_blocks
-    from .targets.tvm_tuning import tune
+    from .tvm_tuning import tune
 
     blocks = print_blocks(alone(node))
     function, _ = tune(blocks, trials,

@@ -17,6 +17,7 @@ from cpu.native_graphs import Cases
 
 pytest.importorskip("tvm")
 
+from smelt import tvm_tuning
 from smelt.codegen.tensorir_blocks import BlockModule, print_blocks
 from smelt.codegen.tensorir_text import Inexpressible
 from smelt.errors import TargetError
@@ -25,7 +26,7 @@ from smelt.ir.expr import size
 from smelt.ir.graph.core import Graph, TensorType, Value
 from smelt.ir.graph.interpreter import interpret
 from smelt.passes.graph.pipeline import Options, optimise
-from smelt.targets import tvm_bridge, tvm_tuning
+from smelt.targets import tvm_bridge
 from smelt.targets.tvm_blocks import BlockFunction, Space
 
 

@@ -3,7 +3,7 @@
 Half of the trials draw decisions anew, the others change one decision of the best so far by
 MetaSchedule's mutators: its evolutionary search with measured times in place of a cost model, which
 learns nothing from the few trials of a benchmark. TVM may crash and a schedule may take for ever,
-so the search runs in a process (`python -m smelt.targets.tvm_tuning`) that tells every improvement
+so the search runs in a process (`python -m smelt.tvm_tuning`) that tells every improvement
 on a line of JSON and is ended when its time is over; what was found until then counts.
 """
 
@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import config, data
-from ..codegen.tensorir_blocks import BlockModule, memory_shape
-from ..errors import SmeltError, TargetError
-from .tvm_blocks import BlockFunction, Space
-from .tvm_bridge import host_target, import_tvm, one_thread
+from . import config, data
+from .codegen.tensorir_blocks import BlockModule, memory_shape
+from .errors import SmeltError, TargetError
+from .targets.tvm_blocks import BlockFunction, Space
+from .targets.tvm_bridge import host_target, import_tvm, one_thread
 
 START_SECONDS, TRIAL_SECONDS = 60, 5
 """What a search may take at most: to start, and for each trial. A usual trial takes 0.3 s."""
@@ -92,7 +92,7 @@ def _search(blocks: BlockModule, trials: int, seed: int, seconds: float, progres
     best: dict[str, Any] | None = None
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "smelt.targets.tvm_tuning"], stdin=subprocess.PIPE,
+            [sys.executable, "-m", "smelt.tvm_tuning"], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8")
         timer = threading.Timer(seconds, process.kill)
         timer.start()
@@ -187,8 +187,8 @@ def _contents(blocks: BlockModule) -> list[np.ndarray]:
 
 def _blocks_of(request: dict[str, Any]) -> BlockModule:
     """The module of a request; constants are contents of the right shape."""
-    from ..ir.dtype import dtype
-    from ..ir.graph.core import Graph, TensorType, Value
+    from .ir.dtype import dtype
+    from .ir.graph.core import Graph, TensorType, Value
 
     graph = Graph("group")
 
