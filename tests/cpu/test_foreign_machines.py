@@ -20,6 +20,7 @@ from fuzz.fuzz_graphs import model_of
 from fuzz.fuzz_maker import make_graph
 
 from smelt.frontend.onnx.loader import load_model
+from smelt.ir.kernel.text import print_kernel
 from smelt.runtime import abi
 from smelt.targets.cpu import target as cpu_target
 from smelt.targets.cpu.isa import cpu_features
@@ -64,8 +65,8 @@ def test_random_graphs(machine: str, tmp_path: Path):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_templates(machine: str, tmp_path: Path, rng):
-    """Attention, Winograd, deep products, pixels that share a vector and lanes over channels; 2e-5
-    of values of about 8 allows for sums of up to 900 products in another order."""
+    """Attention, Winograd, deep products and convolutions, pixels that share a vector and lanes over
+    channels; 2e-5 of values of about 8 allows for sums of up to 1,152 products in another order."""
     cases = Cases(seed=int(rng.integers(1 << 31)))
     g = cases.graph
     for rows, keys, depth in ((5, 33, 16), (1, 40, 24), (40, 41, 30)):
@@ -75,6 +76,10 @@ def test_templates(machine: str, tmp_path: Path, rng):
     x = cases.input(1, 29, 29, 32)
     cases.output(g.add("conv_last", [x, g.constant(w.astype(np.float32))],
                        {"low": (1, 1), "high": (1, 1)}))
+    w = cases.rng.standard_normal((120, 128, 3, 3)) / 34
+    cases.output(g.add("conv_last", [cases.input(1, 14, 13, 128),
+                                     g.constant(w.astype(np.float32))],
+                       {"low": (1, 1), "high": (1, 1), "strides": (2, 2)}))
     w = cases.rng.standard_normal((2, 1, 5, 3))
     cases.output(g.add("conv_last", [cases.input(1, 11, 31, 1), g.constant(w.astype(np.float32))],
                        {"low": (2, 1), "high": (2, 1)}))
@@ -86,6 +91,7 @@ def test_templates(machine: str, tmp_path: Path, rng):
     built = build(g, machine, tmp_path)
     names = " ".join(k["name"] for k in built.manifest["kernels"])
     assert all(name in names for name in ("attention", "winograd", "matmul"))
+    assert any("partial" in print_kernel(k) for k in built.program.kernels() if "conv" in k.name)
     for found, wanted in zip(run(machine, tmp_path, cases.arrays), cases.expected(), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(8, np.abs(wanted).max()))
 
