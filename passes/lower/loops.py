@@ -52,8 +52,9 @@ class Machine:
     no vectors), `vector_registers` how many there are, `dot4` whether it has four-way u8 x i8 dot
     products, `halves` whether half a register is as quick (divisions are quicker), `exact` that no
     algorithm may round more than the definition of an operator does, `dot2` whether it has two-way
-    bf16 dot products, `tiles` whether it has tile registers for them (AMX), `flat` that every
-    element of a result is worth a task of its own (GPUs)."""
+    bf16 dot products, `tiles` whether it has tile registers for them (AMX), `parts` that products
+    of f32 may be sums of products of bf16 in these, which err by 2^-16 of the terms, `flat` that
+    every element of a result is worth a task of its own (GPUs)."""
 
     lanes: int = 16
     vector_registers: int = 32
@@ -63,6 +64,7 @@ class Machine:
     dot2: bool = False
     tiles: bool = False
     flat: bool = False
+    parts: bool = False
 
 
 def linear_in(e: Expr, variable: Var) -> tuple[Expr, Expr] | None:

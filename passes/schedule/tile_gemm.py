@@ -11,7 +11,7 @@ from ...ir import dtype as dt
 from ...ir.expr import Expr, wrap
 from ...ir.graph.core import Node, TensorType, Value
 from ...ir.graph.ops.shapes import same, unflatten
-from ...ir.kernel.intrinsics import TILE_COLUMNS
+from ...ir.kernel.intrinsics import TILE_COLUMNS, TILE_ROWS
 from ...ir.kernel.nodes import Buffer
 from ..lower.generic import Group
 from ..lower.loops import LoopWriter
@@ -29,12 +29,16 @@ from .gemm import (
 from .microkernel import Epilogue
 from .tile_image import ImageRows
 from .tile_product import TileProduct, pack
-from .tile_rows import MatrixRows, RowSource, WindowRows, row_operand
+from .tile_rows import STEP, MatrixRows, RowSource, WindowRows, row_operand
 from .window import windows_of
+
+LEAST_IN_PARTS = 2048
+"""Channels times features from which on three products of bf16 are quicker than one of f32: every
+element of the left operand is rounded twice for its products with all features."""
 
 
 def tile_matmul_rule(low: Lowering, node: Node) -> bool:
-    """bf16 products with a constant right matrix, in tile registers."""
+    """Products of bf16, or of f32 in parts, with a constant right matrix, in tile registers."""
     group = Group(node)
     root = group.find("matmul")
     if root is None or not _takes(low, group, root):
@@ -50,7 +54,8 @@ def tile_matmul_rule(low: Lowering, node: Node) -> bool:
 
 
 def tile_conv_rule(low: Lowering, node: Node) -> bool:
-    """bf16 channels-last convolutions with constant weights, in tile registers."""
+    """Channels-last convolutions of bf16, or of f32 in parts, with constant weights, in tile
+    registers."""
     group = Group(node)
     root = group.find("conv_last")
     if root is None or not _takes(low, group, root):
@@ -78,9 +83,22 @@ def tile_conv_rule(low: Lowering, node: Node) -> bool:
 def _takes(low: Lowering, group: Group, root: Node) -> bool:
     x, w = root.inputs[:2]
     return low.machine.tiles and low.machine.lanes == TILE_COLUMNS and x is not None \
-        and w is not None and x.dtype is w.dtype is dt.bf16 and root.output.dtype is dt.f32 \
+        and w is not None and root.output.dtype is dt.f32 \
+        and (x.dtype is w.dtype is dt.bf16 or _in_parts(low, group, root)) \
         and w in group.inputs and not any(same(d, 0) for d in (*root.output.shape, *x.shape)) \
         and all(v.shape == root.output.shape for v in group.outputs)
+
+
+def _in_parts(low: Lowering, group: Group, root: Node) -> bool:
+    """Whether a product of f32 is taken as three of bf16."""
+    x, w = root.inputs[:2]
+    assert x is not None and w is not None
+    results, channels, features = root.output.type.numel, x.shape[-1], root.output.shape[-1]
+    if not low.machine.parts or not x.dtype is w.dtype is dt.f32 or not isinstance(results, int) \
+            or not isinstance(channels, int) or not isinstance(features, int):
+        return False
+    return channels >= STEP and channels * features >= LEAST_IN_PARTS \
+        and results >= TILE_ROWS * features
 
 
 def _write(low: Lowering, group: Group, root: Node, left: Value, weights: np.ndarray,
@@ -95,12 +113,17 @@ def _write(low: Lowering, group: Group, root: Node, left: Value, weights: np.nda
         return False
     add_operand(low, group, ops, source)
     rows = rows_of(ops.buffers[source])
-    array = pack(weights)
+    if weights.dtype == np.float32:
+        rounded = weights.astype(dt.bf16.numpy)
+        parts = [pack(rounded), pack((weights - rounded).astype(dt.bf16.numpy))]
+    else:
+        parts = [pack(weights)]
+    array = np.concatenate(parts)
     storage = low.constant(array, TensorType(dt.bf16, array.shape))
     packed = ops.b.param("packed", dt.bf16, array.shape)
     ops.args.append(storage)
-    TileProduct(ops.b, epilogue, rows, weights.shape[1], _index(group, root), packed).write(
-        low, ops.args)
+    TileProduct(ops.b, epilogue, rows, weights.shape[1], _index(group, root), packed,
+                parts[0].size if len(parts) > 1 else 0).write(low, ops.args)
     finish(low, group.node, ops, wrap(out.type.numel) * (2 * weights.shape[0]))
     return True
 

@@ -18,8 +18,18 @@ from typing import Any
 from ...ir.expr import Const, Expr, both, const, op, wrap
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer
-from .tile_rows import BLOCK_ROWS, LEAST_TASKS, STEP, Band, convert, made_first, task_elements
-from .window import Window, fill
+from .tile_rows import (
+    BLOCK_ROWS,
+    LEAST_TASKS,
+    STEP,
+    Band,
+    Rows,
+    convert,
+    made_first,
+    task_elements,
+    zeros,
+)
+from .window import Window
 
 WIDEST = 1.5
 """Results over the padded width, for one that is stored, up to which this is quicker than copying
@@ -97,7 +107,7 @@ class ImageRows:
     def _image(self) -> int:
         return (self.lines + self.over[0]) * self.line * self.channels
 
-    def make(self, b: Builder, rows: Buffer) -> None:
+    def make(self, b: Builder, rows: Rows) -> None:
         lines, size = self.lines + self.over[0], self.line * self.channels
         with b.loop("i", self.batch * lines, "parallel", grain=max(1, 64 * 1024 // size)) as i:
             self._line(b, i // lines, i % lines, rows, i * size)
@@ -119,7 +129,7 @@ class ImageRows:
         blocks = ceil(self.lines / max(1, min(held, shared, self.lines)))
         return blocks, ceil(self.lines / blocks)
 
-    def make_some(self, b: Builder, task: Expr, rows: Buffer) -> Band:
+    def make_some(self, b: Builder, task: Expr, rows: Rows) -> Band:
         blocks, lines = self._blocks()
         n, first = b.let("n", task // blocks), b.let("first", task % blocks * lines)
         here = wrap(lines) if self.lines % lines == 0 else b.let(
@@ -139,17 +149,17 @@ class ImageRows:
         rest = int(count.value) % BLOCK_ROWS if isinstance(count, Const) else BLOCK_ROWS - 1
         return Band(start, count, rest, place)
 
-    def _line(self, b: Builder, n: Expr, line: Expr, target: Buffer, at: Expr) -> None:
+    def _line(self, b: Builder, n: Expr, line: Expr, target: Rows, at: Expr) -> None:
         """Writes a line of the padded image `n`."""
         c, (low, left) = self.channels, self.window.low
         y, at = b.let("y", line - low), b.let("to", at)
         length, right = self.width * c, (self.line - left - self.width) * c
 
         def inside() -> None:
-            fill(b, target, at, wrap(left * c), STEP, 0)
+            zeros(b, target, at, 0, left * c)
             convert(b, self.x, b.let("from", (n * self.height + y) * length), target,
                     at + left * c, length, length)
-            fill(b, target, at + (left * c + length), wrap(right), STEP, 0)
+            zeros(b, target, at + (left * c + length), 0, right)
 
         if not self.window.guarded[0]:
             inside()
@@ -157,4 +167,4 @@ class ImageRows:
         with b.when(both(op("ge", y, 0), op("lt", y, self.height))):
             inside()
         with b.otherwise():
-            fill(b, target, at, wrap(self.line * c), STEP, 0)
+            zeros(b, target, at, 0, self.line * c)

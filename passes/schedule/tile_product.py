@@ -34,7 +34,7 @@ from ...ir.program import Storage
 from ..lower.lowering import Lowering
 from .microkernel import Epilogue
 from .product_plans import TASK_FLOPS
-from .tile_rows import BLOCK, BLOCK_ROWS, PANEL, STEP, Band, RowSource
+from .tile_rows import BLOCK, BLOCK_ROWS, PANEL, STEP, Band, Rows, RowSource
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
@@ -53,7 +53,10 @@ def pack(matrix: np.ndarray) -> np.ndarray:
 @dataclass
 class TileProduct:
     """The loops of one product: rows of `source` times weights of `columns` columns. `index` gives
-    the output's index of a row and a column."""
+    the output's index of a row and a column. With `rest`, operands are f32, each as the sum of its
+    rounding to bf16 and that of what is left: three products, without that of what is left on both
+    sides (Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 artificial intelligence datatype
+    for higher-precision computations"). `rest` is where in `packed` the weights' second part is."""
 
     b: Builder
     epilogue: Epilogue
@@ -61,6 +64,7 @@ class TileProduct:
     columns: int
     index: Callable[[Expr, Expr], tuple[Expr, ...]]
     packed: Buffer
+    rest: int = 0
 
     @property
     def steps(self) -> int:
@@ -71,8 +75,9 @@ class TileProduct:
         the memory for the rows of the latter."""
         b, size, panels = self.b, self.source.shared(), ceil(self.columns / PANEL)
         if size is not None:
-            rows = b.param("rows", dt.bf16, (size,))
-            args.append(low.temporary(TensorType(dt.bf16, (size,)), "rows"))
+            held = size * (2 if self.rest else 1)
+            rows = Rows(b.param("rows", dt.bf16, (held,)), size if self.rest else 0)
+            args.append(low.temporary(TensorType(dt.bf16, (held,)), "rows"))
             self.source.make(b, rows)
             work = 2 * max(size // self.source.pitch, TILE_ROWS) * self.steps * STEP * PANEL
             with b.loop("t", panels, "parallel", grain=max(1, TASK_FLOPS // work)) as t, \
@@ -82,7 +87,8 @@ class TileProduct:
         tasks, size, height = self.source.tasks()
         work = 2 * height * self.steps * STEP * self.columns
         with b.loop("t", tasks, "parallel", grain=max(1, TASK_FLOPS // work)) as t:
-            rows = b.alloc("rows", dt.bf16, (size,))
+            buffer = b.alloc("rows", dt.bf16, (size * (2 if self.rest else 1),))
+            rows = Rows(buffer, size if self.rest else 0)
             band = self.source.make_some(b, t, rows)
             with b.loop("p", panels) as p:
                 self._panel(p, lambda panel, width: self._rows(panel, width, rows, band))
@@ -102,7 +108,7 @@ class TileProduct:
         else:
             body(const(0), rest or BLOCK)
 
-    def _rows(self, panel: Expr, width: int, rows: Buffer, band: Band) -> None:
+    def _rows(self, panel: Expr, width: int, rows: Rows, band: Band) -> None:
         """All rows of a band times one panel."""
         b = self.b
         whole = band.count // BLOCK_ROWS
@@ -118,7 +124,7 @@ class TileProduct:
         with b.when(op("gt", rest, 0)):
             self._block(panel, width, height, rows, band, whole * BLOCK_ROWS, rest)
 
-    def _block(self, panel: Expr, width: int, height: int, rows: Buffer, band: Band, row: Expr,
+    def _block(self, panel: Expr, width: int, height: int, rows: Rows, band: Band, row: Expr,
                valid: Any) -> None:
         """height x width tiles of sums, of which `valid` rows count; `row` is the first."""
         b, pitch = self.b, self.source.pitch
@@ -128,7 +134,7 @@ class TileProduct:
                 b.store(sums, (r, v), broadcast(const(0, dt.f32), TILE_SUMS))
 
         def step(at: Expr, weight: Expr) -> None:
-            left = [b.let("a", load(rows, (_tile_at(at + r * TILE_ROWS * pitch, pitch),)))
+            left = [b.let("a", load(rows.buffer, (_tile_at(at + r * TILE_ROWS * pitch, pitch),)))
                     for r in range(height)]
             right = [b.let("w", load(self.packed, (weight + v * TILE_FACTORS,), TILE_FACTORS))
                      for v in range(width)]
@@ -138,8 +144,8 @@ class TileProduct:
 
         def nest(runs: Sequence[tuple[int, int]], at: Expr, weight: Expr) -> None:
             (count, stride), *inner = runs
-            if count == 1:
-                nest(inner, at, weight) if inner else step(at, weight)
+            if count == 1 and inner:
+                nest(inner, at, weight)
                 return
             steps = prod(c for c, _ in inner) * width * TILE_FACTORS
             with b.loop("k", count) as k:
@@ -149,8 +155,12 @@ class TileProduct:
                 else:
                     step(at, weight)
 
-        nest(self.source.runs, b.let("from", band.start + row * pitch),
-             b.let("weight", panel * (self.steps * BLOCK * TILE_FACTORS)))
+        start, weight = band.start + row * pitch, panel * (self.steps * BLOCK * TILE_FACTORS)
+        # The smallest products first.
+        parts = ((rows.rest, 0), (0, self.rest), (0, 0)) if self.rest else ((0, 0),)
+        for left_part, right_part in parts:
+            nest(self.source.runs, b.let("from", start + left_part),
+                 b.let("weight", weight + right_part))
         spilled = b.alloc("spilled", dt.f32, (height * width * TILE_SUMS,))
         for r in range(height):
             for v in range(width):

@@ -41,6 +41,10 @@ LEAST_TASKS = 16
 """Tasks that a product is divided into where it has the rows."""
 
 
+MOST_STORES = 8
+"""Stores of zeros in a row that are written out."""
+
+
 @dataclass(frozen=True)
 class Band:
     """`count` rows in memory from `start` on, at most `rest` of them after whole blocks. `place`
@@ -68,7 +72,7 @@ class RowSource(Protocol):
         """Elements that hold all rows, where these are to be made first; else None."""
         ...
 
-    def make(self, b: Builder, rows: Buffer) -> None:
+    def make(self, b: Builder, rows: Rows) -> None:
         """Writes all rows, in parallel."""
         ...
 
@@ -80,7 +84,7 @@ class RowSource(Protocol):
         """Tasks with some of the rows each: how many, and the elements and rows of one."""
         ...
 
-    def make_some(self, b: Builder, task: Expr, rows: Buffer) -> Band:
+    def make_some(self, b: Builder, task: Expr, rows: Rows) -> Band:
         """Writes the rows of a task."""
         ...
 
@@ -102,14 +106,31 @@ def pitch_of(reduction: int) -> int:
     return (ceil(reduction / STEP) | 1) * STEP
 
 
-def convert(b: Builder, x: Buffer, source: Expr, target: Buffer, at: Expr, length: int,
+@dataclass(frozen=True)
+class Rows:
+    """Memory for rows: bf16 in `buffer`, and what is left of f32 after rounding, in bf16 too,
+    `rest` elements further on (0: that is not kept)."""
+
+    buffer: Buffer
+    rest: int = 0
+
+    def store(self, b: Builder, at: Expr, value: Expr, count: Any) -> None:
+        """Stores vectors of bf16 or f32."""
+        rounded = cast(value, dt.bf16)
+        b.store(self.buffer, (at,), rounded, count)
+        if self.rest:
+            b.store(self.buffer, (at + self.rest,),
+                    cast(value - cast(rounded, dt.f32), dt.bf16), count)
+
+
+def convert(b: Builder, x: Buffer, source: Expr, target: Rows, at: Expr, length: int,
             whole: int) -> None:
     """target[at...] = x[source...] as bf16, then zeros up to `whole` elements; x is bf16 or f32."""
     lanes = STEP if x.dtype is dt.bf16 else STEP // 2
 
     def move(k: Expr, count: int | None, stored: int | None) -> None:
-        value = cast(load(x, (source + k,), lanes, count), dt.bf16)
-        b.store(target, (at + k,), value, stored)
+        value = load(x, (source + k,), lanes, count)
+        target.store(b, at + k, b.let("x", value) if target.rest else value, stored)
 
     steps, rest = divmod(length, lanes)
     if steps:
@@ -123,13 +144,17 @@ def convert(b: Builder, x: Buffer, source: Expr, target: Buffer, at: Expr, lengt
     zeros(b, target, at, start, whole)
 
 
-def zeros(b: Builder, target: Buffer, at: Expr, start: int, end: int) -> None:
+def zeros(b: Builder, target: Rows, at: Expr, start: int, end: int) -> None:
     """target[at + start : at + end] = 0, nothing when that is empty."""
-    zero = const(0, dt.bf16)
+    if end - start > MOST_STORES * STEP:
+        steps = (end - start) // STEP
+        with b.loop("v", steps) as v:
+            zeros(b, target, at + v * STEP, start, start + STEP)
+        start += steps * STEP
     for k in range(start, end, STEP):
         count = end - k
-        b.store(target, (at + k,), broadcast(zero, STEP),
-                None if count >= STEP else const(count))
+        target.store(b, at + k, broadcast(const(0, dt.bf16 if not target.rest else dt.f32), STEP),
+                     None if count >= STEP else const(count))
 
 
 class GatheredRows:
@@ -138,7 +163,7 @@ class GatheredRows:
     reduction: int
     total: Any
 
-    def gather(self, b: Builder, row: Expr, target: Buffer, at: Expr) -> None:
+    def gather(self, b: Builder, row: Expr, target: Rows, at: Expr) -> None:
         """Writes a row as bf16 to target[at...], and zeros up to a whole number of steps."""
         raise NotImplementedError
 
@@ -155,7 +180,7 @@ class GatheredRows:
             return None
         return ceil(self.total / BLOCK_ROWS) * BLOCK_ROWS * self.pitch
 
-    def make(self, b: Builder, rows: Buffer) -> None:
+    def make(self, b: Builder, rows: Rows) -> None:
         grain = max(1, 64 * 1024 // (2 * self.pitch))
         with b.loop("i", self.total, "parallel", grain=grain) as i:
             self.gather(b, i, rows, i * self.pitch)
@@ -175,7 +200,7 @@ class GatheredRows:
         chunk *= BLOCK_ROWS
         return (wrap(self.total) + (chunk - 1)) // chunk, chunk * self.pitch, chunk
 
-    def make_some(self, b: Builder, task: Expr, rows: Buffer) -> Band:
+    def make_some(self, b: Builder, task: Expr, rows: Rows) -> Band:
         _, _, chunk = self.tasks()
         first = b.let("first", task * chunk)
         here = b.let("here", op("min", wrap(self.total) - first, chunk))
@@ -192,7 +217,7 @@ class MatrixRows(GatheredRows):
     reduction: int
     total: Any
 
-    def gather(self, b: Builder, row: Expr, target: Buffer, at: Expr) -> None:
+    def gather(self, b: Builder, row: Expr, target: Rows, at: Expr) -> None:
         whole = -(-self.reduction // STEP) * STEP
         convert(b, self.x, b.let("from", row * self.reduction), target, b.let("to", at),
                 self.reduction, whole)
@@ -217,7 +242,7 @@ class WindowRows(GatheredRows):
     def reduction(self) -> int:
         return prod(self.window.size) * self.channels
 
-    def gather(self, b: Builder, row: Expr, target: Buffer, at: Expr) -> None:
+    def gather(self, b: Builder, row: Expr, target: Rows, at: Expr) -> None:
         w = self.window
         n, *pixel = unflatten(row, self.shape)
         firsts = [b.let("first", p * s - wrap(low))
@@ -227,7 +252,7 @@ class WindowRows(GatheredRows):
         zeros(b, target, at, self.reduction, -(-self.reduction // STEP) * STEP)
 
     def _lines(self, b: Builder, image: Expr, firsts: list[Expr], taps: list[Expr], number: Expr,
-               target: Buffer, at: Expr) -> None:
+               target: Rows, at: Expr) -> None:
         """The window's lines, by loops over its outer axes; `image` and `number` are the flat
         position so far, in the input and among the taps."""
         w, axis = self.window, len(taps)
@@ -268,7 +293,7 @@ class WindowRows(GatheredRows):
 
         self._guarded(b, inside, line, target, goal, whole_line)
 
-    def _guarded(self, b: Builder, inside: Expr | None, length: int, target: Buffer, goal: Expr,
+    def _guarded(self, b: Builder, inside: Expr | None, length: int, target: Rows, goal: Expr,
                  copy: Callable[[], None]) -> None:
         """copy() where a part of the window is inside the input, else zeros."""
         if inside is None:

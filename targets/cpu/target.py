@@ -94,7 +94,8 @@ class CpuTarget:
         for variant in self.variants:
             progress(f"generating kernels for {variant.name}", 1, 4)
             choices = options.records.choices(machine_of(variant, options.exact))
-            programs.append(lower_for(graph, variant, options.exact, choices))
+            programs.append(lower_for(graph, variant, options.exact, choices,
+                                      options.precision == "bf16"))
             taken.append(choices)
             dump_kernels(programs[-1], variant.name)
         lifetimes = [plan(p) for p in programs]
@@ -126,19 +127,20 @@ def check_precision(variants: list[Variant], options: BuildOptions) -> None:
                           f"them for target cpu")
 
 
-def machine_of(variant: Variant, exact: bool = False) -> Machine:
-    """What schedules need to know of a variant."""
+def machine_of(variant: Variant, exact: bool = False, parts: bool = False) -> Machine:
+    """What schedules need to know of a variant; with `parts` f32 may be taken as sums of bf16."""
     vector = variant.vector
     halves = ("fma", "f32", vector.lanes // 2) in vector.spelling
     return Machine(vector.lanes, vector.registers, vector.dot4, halves, exact, vector.dot2,
-                   vector.tiles)
+                   vector.tiles, parts=parts and vector.tiles and not exact)
 
 
 def lower_for(graph: Graph, variant: Variant, exact: bool = False,
-              choices: Choices | None = None) -> Program:
+              choices: Choices | None = None, parts: bool = False) -> Program:
     """The legalised program of an optimised graph for one variant; `exact` forbids algorithms that
-    round more than the operators' definitions, `choices` holds decisions made by measuring."""
-    program = lower(graph, RULES, machine_of(variant, exact), choices)
+    round more than the operators' definitions, `choices` holds decisions made by measuring, `parts`
+    allows products of f32 as sums of products of bf16."""
+    program = lower(graph, RULES, machine_of(variant, exact, parts), choices)
     vector = variant.vector
     scale = frozenset(n for name, _, n in vector.spelling if name == "scale")
     capabilities = Capabilities(fma=vector.fma, scale=scale)

@@ -56,10 +56,12 @@ class Cases:
     def expected(self) -> list[np.ndarray]:
         return list(interpret(self.graph, self.arrays))
 
-    def compiled(self, target: str) -> tuple[Program, Callable[[int], list[np.ndarray]]]:
-        """The program, and what it gives natively with a number of threads."""
+    def compiled(self, target: str, **options: Any,
+                 ) -> tuple[Program, Callable[[int], list[np.ndarray]]]:
+        """The program, and what it gives natively with a number of threads; `options` are fields of
+        BuildOptions."""
         folder = tempfile.TemporaryDirectory(prefix="smelt-test-")
-        build = find_target(target).build(self.graph, BuildOptions())
+        build = find_target(target).build(self.graph, BuildOptions(**options))
         path = Path(folder.name) / "model.smelt"
         write_artifact(path, build.manifest, build.files)
 

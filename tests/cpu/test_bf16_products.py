@@ -24,7 +24,7 @@ from smelt.ir.kernel.text import parse_kernel, print_kernel
 from smelt.ir.kernel.verifier import verify
 from smelt.ir.program import Program
 from smelt.passes.graph.pipeline import Options, optimise
-from smelt.passes.schedule import tile_product, tile_rows
+from smelt.passes.schedule import tile_gemm, tile_product, tile_rows
 from smelt.targets.base import BuildOptions, find_target
 from smelt.targets.cpu.isa import Variant, native
 from smelt.targets.cpu.target import lower_for
@@ -142,6 +142,52 @@ def test_symbolic_rows_and_batches(rng):
     for got, want in zip(interpreted(c, lowered(c, TILES)), wanted, strict=True):
         np.testing.assert_allclose(got, want, 0, 2e-4)
     check(c, "cpu", 0, 2e-4)
+
+
+def layers_of_f32(c: Cases) -> None:
+    """Products and convolutions, those with gathered windows and those of a padded image."""
+    g = c.graph
+    for m, k, n in ((16, 32, 32), (17, 64, 33), (31, 33, 1), (65, 130, 100)):
+        w = g.constant(c.rng.standard_normal((k, n), np.float32))
+        c.output(g.add("relu", [g.add("matmul", [c.input(m, k), w])]))
+    for channels, features, spatial, window, stride in (
+            (32, 40, (7, 9), (3, 3), 1), (64, 33, (21, 23), (3, 3), 1),
+            (40, 16, (9, 11), (3, 3), 2), (33, 33, (13, 10), (5, 2), 1)):
+        w = g.constant(c.rng.standard_normal((features, channels, *window), np.float32))
+        c.output(g.add("conv", [c.input(2, channels, *spatial), w], {
+            "strides": (stride,) * 2, "low": (1, 1), "high": (1, 0)}))
+
+
+@pytest.mark.parametrize("rows_bytes", [tile_rows.SHARED_BYTES, 0])
+def test_f32_in_two_parts(rows_bytes, rng, monkeypatch):
+    """Two parts hold 16 bits or more: a term errs by 3 * 2^-18 at most, and up to 600 of them of
+    about 2, at random, by 3e-4 (one part alone: by 0.1)."""
+    monkeypatch.setattr(tile_rows, "SHARED_BYTES", rows_bytes)
+    monkeypatch.setattr(tile_rows, "ROWS_BYTES", 16 * 1024)
+    monkeypatch.setattr(tile_gemm, "LEAST_IN_PARTS", 0)
+    seed = int(rng.integers(1 << 31))
+    c = Cases(seed)
+    layers_of_f32(c)
+    wanted = c.expected()
+    optimise(c.graph, Options(channels_last=True))
+    program = lower_for(c.graph, TILES, parts=True)
+    for kernel in program.kernels():
+        verify(kernel)
+    used = [k for k in program.kernels() if f"@{intrinsics.TILE_DOT.name}" in str(k)]
+    assert len(used) == len(wanted)
+    in_parts = interpreted(c, program)
+    for got, want in zip(in_parts, wanted, strict=True):
+        np.testing.assert_allclose(got, want, 0, 2e-3)
+    exact = lower_for(c.graph, TILES, exact=True, parts=True)
+    assert all(f"@{intrinsics.TILE_DOT.name}" not in str(k) for k in exact.kernels())
+    if native().vector.tiles:
+        c = Cases(seed)
+        layers_of_f32(c)
+        _, run = c.compiled("cpu", precision="bf16", keep=("",))  # nodes of no origin
+        alone = run(1)
+        assert_same_bits(alone, run(3))
+        for got, want in zip(alone, in_parts, strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 # What the intrinsics mean -------------------------------------------------------------------------
