@@ -65,7 +65,7 @@ def test_random_graphs(machine: str, tmp_path: Path):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_templates(machine: str, tmp_path: Path, rng):
-    """Attention, Winograd, deep products and convolutions, pixels that share a vector and lanes over
+    """Attention, Winograd, deep products and convolutions, pixels that share a vector, lanes over
     channels; 2e-5 of values of about 8 allows for sums of up to 1,152 products in another order."""
     cases = Cases(seed=int(rng.integers(1 << 31)))
     g = cases.graph
