@@ -74,7 +74,11 @@ def write_deep(b: Builder, store: Callable[..., None], tile: Tile, lanes: int, b
             following = b.let("next", select(
                 op("lt", p + 1, here), weight + inner * width,
                 (first_panel * inner + start + depth) * width))
-            pace = ceil(width / each)
+            # All tiles of a task ask, so that weights arrive evenly.
+            pace = ceil(width / (each + (last > 0 and chunks == 1)))
+
+            def ask(tile: Any) -> Fetch:
+                return Fetch(b.let("ask", following + tile * (depth * pace)), pace)
 
             def one(rows_of: int, row: Expr, at: Expr, fetch: Fetch | None) -> None:
                 shape = Tile(rows_of, tile.vectors)
@@ -99,8 +103,8 @@ def write_deep(b: Builder, store: Callable[..., None], tile: Tile, lanes: int, b
 
             with b.loop("r", tiles) as r:
                 row = b.let("row", (chunk * each + r) * height)
-                one(height, row, b.let("at", r * height),
-                    Fetch(b.let("ask", following + r * (depth * pace)), pace))
+                one(height, row, b.let("at", r * height), ask(r))
             if last:
                 with b.when(op("eq", chunk, chunks - 1)):
-                    one(last, wrap(count * height), const(each * height), None)
+                    one(last, wrap(count * height), const(each * height),
+                        ask(each) if chunks == 1 else None)
