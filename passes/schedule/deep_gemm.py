@@ -76,8 +76,12 @@ def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lan
             following = b.let("next", select(
                 op("lt", p + 1, here), weight + inner * width,
                 (first_panel * inner + start + depth) * width))
-            pace = ceil(width / each)
+            # All tiles of a task ask, so that weights arrive evenly.
+            pace = ceil(width / (each + (last > 0 and chunks == 1)))
             near = b.alloc("near", dt.f32, (depth * width,)) if dot.widens else None
+
+            def ask(tile: Any) -> Fetch:
+                return Fetch(packed, b.let("ask", following + tile * (depth * pace)), pace)
 
             def one(rows_of: int, row: Expr, at: Expr, fetch: Fetch | None,
                     widening: bool = False) -> None:
@@ -110,8 +114,7 @@ def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lan
 
             def nth(r: Expr, widening: bool) -> None:
                 row = b.let("row", (chunk * each + r) * height)
-                one(height, row, b.let("at", r * height),
-                    Fetch(packed, b.let("ask", following + r * (depth * pace)), pace), widening)
+                one(height, row, b.let("at", r * height), ask(r), widening)
 
             if near is not None:
                 nth(const(0), True)
@@ -119,4 +122,5 @@ def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lan
                 nth(r if near is None else r + 1, False)
             if last:
                 with b.when(op("eq", chunk, chunks - 1)):
-                    one(last, wrap(count * height), const(each * height), None)
+                    one(last, wrap(count * height), const(each * height),
+                        ask(each) if chunks == 1 else None)
