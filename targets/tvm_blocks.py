@@ -2,9 +2,9 @@
 
 The space is MetaSchedule's for LLVM (Shao et al. 2022, "Tensor Program Optimization with
 Probabilistic Programs"): its schedule rules, mutators and post-processing, for one thread, with the
-layout of constants free. TVM's own search drivers are not used: they copy modules through
-`ffi.ToJSONGraph`, which ends the process on any expression in apache-tvm 0.27.0.post1 with
-apache-tvm-ffi 0.1.15.post2.
+layout of constants free. TVM's own drivers that reuse traces (evolutionary, replay-trace) are not
+used: they copy modules through `ffi.ToJSONGraph`, which ends the process on any expression in
+apache-tvm 0.27.0.post1 with apache-tvm-ffi 0.1.15.post2.
 """
 
 from __future__ import annotations
