@@ -21,9 +21,10 @@ from ...ir.kernel.nodes import (
 )
 
 
-def simplify(kernel: Kernel) -> Kernel:
-    """The kernel with the same effect and no statement that its constants make superfluous."""
-    body = _Simplifier().block(kernel.body)
+def simplify(kernel: Kernel, hints: bool = True) -> Kernel:
+    """The kernel with the same effect and no statement that its constants make superfluous; without
+    `hints` no prefetch is left either."""
+    body = _Simplifier(hints).block(kernel.body)
     while (smaller := _without_unused(body)) is not body:
         body = smaller
     return replace(kernel, body=body)
@@ -32,7 +33,8 @@ def simplify(kernel: Kernel) -> Kernel:
 class _Simplifier:
     """Rewrites statements in program order; variables with a constant value disappear."""
 
-    def __init__(self) -> None:
+    def __init__(self, hints: bool) -> None:
+        self._hints = hints
         self._values: dict[Expr, Expr] = {}
 
     def value(self, e) -> Expr:
@@ -60,7 +62,8 @@ class _Simplifier:
             return [Store(s.buffer, tuple(self.value(i) for i in s.index), self.value(s.value),
                           None if s.count is None else self.value(s.count))]
         if isinstance(s, Prefetch):
-            return [Prefetch(s.buffer, tuple(self.value(i) for i in s.index))]
+            moved = Prefetch(s.buffer, tuple(self.value(i) for i in s.index))
+            return [moved] if self._hints else []
         return [s]
 
     def _loop(self, s: For) -> list[Stmt]:

@@ -116,5 +116,5 @@ def _simplify(program: Program) -> None:
         kernel = getattr(step, "kernel", None)
         if kernel is not None:
             if kernel not in done:
-                done[kernel] = simplify(kernel)
+                done[kernel] = simplify(kernel, hints=False)
             step.kernel = done[kernel]  # type: ignore[attr-defined]

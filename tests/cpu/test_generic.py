@@ -437,6 +437,15 @@ LARGE = {"shufflenet_v2_int8": {}, "gtcrn_stream": {}, "stories260k_kv": {"T": 4
          "silero_vad_16k_op15": {"batch": 1, "sequence": 576}}
 
 
+@needs_gcc
+def test_weights_larger_than_a_cache_leave_no_unused_names():
+    """Names of what only prefetching reads, which portable C has not: the build is strict."""
+    c = Cases(1)
+    w = c.rng.standard_normal((512, 300)).astype(np.float32)
+    c.output(c.graph.add("matmul", [c.input(45, 512), c.graph.constant(w)]))
+    assert portable(c.graph).reports["sizes"]
+
+
 @pytest.mark.slow
 @needs_gcc
 @pytest.mark.parametrize("name", LARGE)
