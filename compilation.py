@@ -160,7 +160,7 @@ class Request:
         from .targets.cpu.target import CpuTarget, check_precision
 
         options = self.options()
-        if self.precision == "f32" or not self.accuracy or self.passes \
+        if self.precision != "bf16" or not self.accuracy or self.passes \
                 or not isinstance(target, CpuTarget):
             return options, None
         check_precision(target.variants, options)

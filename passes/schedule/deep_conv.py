@@ -23,7 +23,7 @@ from ...ir.expr import Expr, broadcast, const, op, wrap
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer, load
 from .deep_gemm import blocks_of
-from .dot import F32, Fetch
+from .dot import F32, LINE_BYTES, Fetch
 from .gemm import RowBlock, store_tile
 from .microkernel import Epilogue, accumulators
 from .plans import SHARED_WEIGHTS, DeepDirect
@@ -34,7 +34,7 @@ PARTIAL_BYTES = 32 * 1024
 """Partial sums of a task: they share the level-1 cache with a block of the weights. (128 to 128
 channels, 28 x 28 results, 100 KB of them: 1.27 ms, and 1.14 ms line by line.)"""
 
-LINE = 16
+LINE = LINE_BYTES // 4
 """Elements of a cache line, which a step of the reduction may ask for."""
 
 

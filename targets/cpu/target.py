@@ -48,8 +48,8 @@ from .isa import Variant, find_variants
 from .toolchain import SEMANTICS, Compiler, find_compiler, objects, run, target_flags
 
 RULES: tuple[Rule, ...] = (chain_rule, attention_rule, encode_rule, low_bit_rule, tile_matmul_rule,
-                            tile_conv_rule, channel_lanes_rule, matmul_rule, winograd_rule,
-                            pixel_lanes_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
+                           tile_conv_rule, channel_lanes_rule, matmul_rule, winograd_rule,
+                           pixel_lanes_rule, conv_rule, *ROW_RULES, *GENERIC_RULES)
 RUNTIME = Path(abi.__file__).parent / "c"
 
 

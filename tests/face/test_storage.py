@@ -14,6 +14,7 @@ from command_line import refused
 from onnx import ModelProto, TensorProto, helper
 
 from smelt import api
+from smelt.inspect_model import read_report
 
 NUMPY = {"bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype(np.float16)}
 TOLERANCE = 2e-5
@@ -62,6 +63,7 @@ def test_artifacts_are_half_as_large(target, tmp_path):
         path = tmp_path / precision
         api.compile(model(), target, precision=precision, output=path)
         bytes_of[precision] = (path / "weights.bin").stat().st_size
+        assert "precision" not in read_report(path)  # what bf16 products cost is not measured
         manifest = json.loads((path / "manifest.json").read_text())
         assert manifest["options"]["precision"] == precision
     assert bytes_of["bf16-storage"] == bytes_of["f16-storage"] < 0.51 * bytes_of["f32"]
