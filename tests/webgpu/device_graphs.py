@@ -19,17 +19,6 @@ def fresh(make: Callable[[Cases], None], symbolic: bool = False) -> Cases:
     return cases
 
 
-def compare(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], rtol: float,
-            atol: float) -> None:
-    """Integers are equal; floats are within tolerance of each other, in f64."""
-    for y, want in zip(got, wanted, strict=True):
-        assert y.dtype == want.dtype and y.shape == want.shape
-        if y.dtype.kind in "biu":
-            np.testing.assert_array_equal(y, want)
-        else:
-            np.testing.assert_allclose(y.astype(np.float64), want.astype(np.float64), rtol, atol)
-
-
 def check(cases: Cases, rtol: float, atol: float, kernels: Sequence[str] = (),
           by_kernels: bool = True) -> Program:
     """Results on the adapter, and with `by_kernels` those of the kernel interpreter, which finds
@@ -42,7 +31,7 @@ def check(cases: Cases, rtol: float, atol: float, kernels: Sequence[str] = (),
         assert any(name in n for n in names), f"no {name} kernel among {names}"
     for kernel in program.kernels():
         verify(kernel)
-    compare(run(1), wanted, rtol, atol)
+    cases.assert_close(run(1), wanted, rtol, atol)
     if by_kernels:
-        compare(interpreted(cases, program), wanted, rtol, atol)
+        cases.assert_close(interpreted(cases, program), wanted, rtol, atol)
     return program
