@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from cpu.native_graphs import Cases, interpreted
 
+from smelt.ir.graph.core import Value
 from smelt.ir.kernel.verifier import verify
 from smelt.ir.program import Program
 
@@ -17,6 +18,12 @@ def fresh(make: Callable[[Cases], None], symbolic: bool = False) -> Cases:
     cases = Cases(int(np.random.default_rng().integers(1 << 31)), symbolic)
     make(cases)
     return cases
+
+
+def eighths(c: Cases, *shape: int) -> Value:
+    """An input of multiples of 1/8 up to 8: sums of 2^17 of them, and of 2^11 products of two, are
+    exact in f32 in every order, even where terms cancel."""
+    return c.input(array=(c.rng.integers(-64, 65, shape) / 8).astype(np.float32))
 
 
 def check(cases: Cases, rtol: float, atol: float, kernels: Sequence[str] = (),
