@@ -34,6 +34,7 @@ class Cases:
         self.arrays: list[np.ndarray] = []
         self.symbolic = symbolic
         self.sizes: dict[str, int] = {}
+        self.magnitudes: dict[int, np.ndarray] = {}
 
     def input(self, *shape: int, dtype: dt.DType = dt.f32, array: np.ndarray | None = None,
               fixed: Sequence[int] = ()) -> Value:
@@ -50,8 +51,32 @@ class Cases:
         self.arrays.append(array)
         return self.graph.add_input(f"x{len(self.arrays)}", TensorType(dtype, tuple(dims)))
 
-    def output(self, value: Value) -> None:
+    def array_of(self, value: Value) -> np.ndarray:
+        """What an input is given."""
+        return self.arrays[self.graph.inputs.index(value)]
+
+    def output(self, value: Value, magnitude: np.ndarray | None = None) -> None:
+        """`magnitude`, of the value's shape, says what its roundings are relative to where terms
+        cancel: the sum of the terms' absolute values."""
+        if magnitude is not None:
+            self.magnitudes[len(self.graph.outputs)] = magnitude
         self.graph.outputs.append(value)
+
+    def assert_close(self, found: Sequence[np.ndarray], wanted: Sequence[np.ndarray], rtol: float,
+                     atol: float) -> None:
+        """Integers are equal; floats lie within `atol` and `rtol` of the output's magnitude, which
+        is that of the wanted number where none was stated, in f64."""
+        for k, (got, want) in enumerate(zip(found, wanted, strict=True)):
+            assert got.dtype == want.dtype and got.shape == want.shape
+            if got.dtype.kind in "biu":
+                np.testing.assert_array_equal(got, want)
+                continue
+            got, want = got.astype(np.float64), want.astype(np.float64)
+            if k not in self.magnitudes:
+                np.testing.assert_allclose(got, want, rtol, atol)
+            else:
+                units = (got - want) / (rtol * self.magnitudes[k] + atol)
+                np.testing.assert_allclose(units, 0, 0, 1, err_msg=f"output {k}")
 
     def expected(self) -> list[np.ndarray]:
         return list(interpret(self.graph, self.arrays))
@@ -86,12 +111,7 @@ def check(cases: Cases, target: str, rtol: float, atol: float,
         assert any(name in n for n in names), f"no {name} kernel among {names}"
     alone = run(1)
     assert_same_bits(alone, run(3))
-    for got, want in zip(alone, wanted, strict=True):
-        assert got.dtype == want.dtype and got.shape == want.shape
-        if got.dtype.kind in "biu":
-            np.testing.assert_array_equal(got, want)
-        else:
-            np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol, atol)
+    cases.assert_close(alone, wanted, rtol, atol)
     return program
 
 

@@ -40,8 +40,9 @@ def test_version_and_help(smelt):
 
 
 def test_the_entry_point_is_quick_to_import():
-    code = ("import time; t = time.perf_counter(); import smelt.cli_commands\n"
-            "print(time.perf_counter() - t)")
+    # Seconds of the processor, of which other processes take none; 0.05 are usual.
+    code = ("import time; t = time.process_time(); import smelt.cli_commands\n"
+            "print(time.process_time() - t)")
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             for _ in range(5)]
     assert min(float(r.stdout) for r in runs) < 0.3

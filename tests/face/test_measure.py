@@ -1,12 +1,12 @@
 """Timing engines in processes of their own."""
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from smelt import measure
+from smelt import engine_process, measure
 from smelt.compilation import Request, compile_to_cache
 from smelt.engine_process import timed_round
 from smelt.errors import UsageError
@@ -62,18 +62,17 @@ def test_a_process_that_dies_is_told(tmp_path: Path, mlp: Path, inputs, monkeypa
     worker.close()
 
 
-def test_a_round_takes_about_its_time_and_at_least_one_run():
-    calls = []
+def test_a_round_takes_its_time_and_at_least_one_run(monkeypatch):
+    calls: list[float] = []
+    # A clock that stands still but for the runs, whose seconds are powers of two: sums are exact.
+    monkeypatch.setattr(engine_process, "time", SimpleNamespace(perf_counter=lambda: sum(calls)))
 
-    def run():
-        calls.append(1)
-        time.sleep(0.001)
-        return {}
+    def run() -> None:
+        calls.append(2.0**-10)
 
-    seconds = timed_round(run, 0.05)
-    assert 0.001 <= seconds < 0.02 and len(calls) >= 5
+    assert timed_round(run, 2.0**-4) == 2.0**-10 and len(calls) == 1 + 64
     calls.clear()
-    assert timed_round(run, 0.0) >= 0.001 and len(calls) == 1
+    assert timed_round(run, 0.0) == 2.0**-10 and len(calls) == 1
 
 
 def test_engine_names():

@@ -3,7 +3,7 @@ ONNX Runtime rounds a sum of floats that it forms in another order."""
 
 import numpy as np
 import pytest
-from frontend.ort_peer import by_smelt, check, model, seeded
+from frontend.ort_peer import by_runtime, by_smelt, check, model, seeded
 from onnx import TensorProto
 
 from smelt.frontend.onnx.loader import load_model
@@ -161,12 +161,25 @@ def test_packed_weights(d, bits, k):
               atol=1e-4, **M)
 
 
-def test_packed_weights_with_rounded_rows(d):
-    """Accuracy level 4 lets rows be 8-bit integers; both sides round, not always the same way:
-    half a step of 1/127 of a block's largest element in each of 96 products of at most 8 steps."""
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_packed_weights_with_rounded_rows(d, symbolic):
+    """Accuracy level 4 lets rows be 8-bit integers, 127 for a block's largest element: each element
+    errs by half a step, and the product by those halves times the weights' magnitudes. Both sides
+    round, not always the same way, so each is compared with numpy in f64."""
     attrs = {"K": 96, "N": 16, "bits": 4, "block_size": 32, "accuracy_level": 4}
-    check("MatMulNBits", [d.f(3, 96), d.u(16, 3, 16), d.s(16, 3)], attrs, constants=[1, 2],
-          rtol=0.02, atol=0.05, **M)
+    a, packed, scales = d.f(3, 96), d.u(16, 3, 16), d.s(16, 3)
+    weights = np.stack([packed & 15, packed >> 4], -1).reshape(16, 3, 32) - 8.0
+    weights *= scales[..., None]
+    blocks = a.astype(np.float64).reshape(3, 3, 32)
+    exact = np.einsum("mbk,nbk->mn", blocks, weights)
+    half_steps = np.abs(blocks).max(-1) / 254
+    bound = np.einsum("mb,nbk->mn", half_steps, np.abs(weights))
+    inputs, held = [a, packed, scales], [1, 2]
+    proto = model("MatMulNBits", inputs, attrs, constants=held, symbolic=symbolic, **M)
+    for (found,) in (by_smelt(load_model(proto), inputs, held), by_runtime(proto, inputs, held)):
+        assert found.dtype == np.float32 and found.shape == exact.shape
+        # And 96 roundings to f32: 96 * 254 * 2^-24 of the bound.
+        assert (np.abs(found - exact) <= 1.002 * bound).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -198,14 +198,15 @@ def refused_in_words(function: Callable[[], T]) -> T | None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BASES)
 def test_mutated_models_never_crash_or_hang(name: str, monkeypatch):
-    """Those that load go on until their C is written. Each has a process and seconds of its own."""
+    """Those that load go on until their C is written. Each has a process and seconds of the
+    processor of its own."""
     monkeypatch.setattr(cpu, "find_compiler", lambda *_: Compiler(("cc",), "gcc", ""))
     monkeypatch.setattr(cpu, "compile_library", lambda *_: ({}, 0))
     base = base_bytes(name)
     assert find_target("cpu:x86-64-v3").build(load_model(base), BuildOptions()).program.kernels()
 
     def take(seed: int) -> None:
-        signal.alarm(20)
+        signal.setitimer(signal.ITIMER_PROF, 20)
         graph = refused_in_words(lambda: load_model(mutant(base, seed)))
         if graph is not None:
             refused_in_words(lambda: find_target("cpu:x86-64-v3").build(graph, BuildOptions()))
@@ -276,9 +277,9 @@ def test_long_chains_are_quick():
     nodes = [helper.make_node("Relu", [f"v{i}"], [f"v{i + 1}"]) for i in range(n)]
     info = [helper.make_tensor_value_info(v, TensorProto.FLOAT, [2]) for v in ("v0", f"v{n}")]
     proto = helper.make_model(helper.make_graph(nodes, "m", info[:1], info[1:]))
-    began = time.perf_counter()
+    began = time.thread_time()
     graph = load_model(proto)
-    assert time.perf_counter() - began < 10  # takes about 0.7 s
+    assert time.thread_time() - began < 10  # takes about 0.7 s
     assert len(graph.nodes) == n
     np.testing.assert_array_equal(interpret(graph, [np.float32([-1, 2])])[0], [0, 2])
 
@@ -500,9 +501,9 @@ def test_a_huge_constant_nobody_uses_is_not_read(tmp_path: Path):
     proto.graph.node[0].input[0] = "small"
     proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
     path.write_bytes(proto.SerializeToString())
-    began = time.perf_counter()
+    began = time.thread_time()
     graph = load_model(path)
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 0.5  # 4 GiB take more than a second to read
     np.testing.assert_array_equal(interpret(graph, [])[0], [3])
 
 

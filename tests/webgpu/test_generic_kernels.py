@@ -7,7 +7,7 @@ Tolerances: WGSL promises division within 2.5 and sqrt within about 2 units in t
 import numpy as np
 import pytest
 from cpu.native_graphs import Cases
-from webgpu.device_graphs import check, fresh
+from webgpu.device_graphs import check, eighths, fresh
 
 from smelt.ir import dtype as dt
 
@@ -42,10 +42,9 @@ def movement(c: Cases) -> None:
 
 
 def reductions(c: Cases) -> None:
-    """Inputs are eighths, so that sums are exact in every order even where terms cancel."""
     g = c.graph
     for n in (1, 7, 300):
-        x = c.input(array=(c.rng.integers(-64, 65, (5, n, 3)) / 8).astype(np.float32))
+        x = eighths(c, 5, n, 3)
         for op in ("reduce_sum", "reduce_max", "reduce_min", "reduce_mean"):
             for axes in ((1,), (0, 2), (0, 1, 2)):
                 c.output(g.add(op, [x], {"axes": axes, "keepdims": False}))
