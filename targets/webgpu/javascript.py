@@ -18,6 +18,7 @@ MODULES = ("session.mjs", "session.d.mts", "webgpu.mjs", "sizes.mjs", "files.mjs
 FALLBACK_MODULES = ("model.mjs",)
 FALLBACK_FOLDER = "wasm"
 """Where the other program's files lie: its weights are packed in another way."""
+PIXELS = ("1", "16", "255")
 PAGE = Path(__file__).parent / "page"
 
 
@@ -44,8 +45,20 @@ def module_files(options: BuildOptions) -> dict[str, bytes | Path]:
     return files
 
 
-def page_files() -> dict[str, bytes | Path]:
-    """The demonstration page: it reads the manifest, and so is the same for all models."""
+def pixel_range(options: BuildOptions) -> int:
+    """The highest value of a pixel that the page gives the model. Raises UsageError."""
+    choice = options.extra.get("pixels", "1")
+    if choice not in PIXELS:
+        raise UsageError(f"pixels is {choice!r}: use {', '.join(PIXELS[:-1])} or {PIXELS[-1]}, the "
+                         f"highest value of a pixel")
+    return int(choice)
+
+
+def page_files(options: BuildOptions) -> dict[str, bytes | Path]:
+    """The demonstration page, if it is wanted; it reads the manifest, and so is the same for all
+    models."""
+    if options.extra.get("demo") != "true":
+        return {}
     return {path.name: path.read_bytes() for path in sorted(PAGE.iterdir())}
 
 

@@ -31,7 +31,7 @@ from ...passes.schedule.gpu_gemm import gpu_product_rules
 from ...passes.schedule.gpu_reduce import gpu_reduction_rules
 from ...passes.schedule.gpu_rows import gpu_row_rules
 from ..base import Build, BuildOptions, Progress, Target, describe_program, memory_report, silent
-from .javascript import fallback_files, module_files, page_files, wants_fallback
+from .javascript import fallback_files, module_files, page_files, pixel_range, wants_fallback
 
 LIMITS = GpuLimits()
 RULES: tuple[Rule, ...] = (*gpu_product_rules(LIMITS), *gpu_row_rules(LIMITS),
@@ -85,14 +85,12 @@ class WebGpuTarget:
         files: dict[str, Any] = {"plan.json": printer.plan(), "weights.bin": weights.blob()}
         for name, text in printer.shaders.items():
             files[f"shaders/{name}.wgsl"] = text.encode()
-        files |= module_files(options)
-        if options.extra.get("demo") == "true":
-            files |= page_files()
+        files |= module_files(options) | page_files(options)
         if other is not None:
             files |= fallback_files(other, options, progress)
         progress("done", 3, 3)
         manifest = {**describe_program(program, self.name, options), "isas": [],
-                    "options": {"exact": options.exact}}
+                    "options": {"exact": options.exact, "pixels": pixel_range(options)}}
         reports["memory"] = memory_report(program, memory)
         reports["sizes"] = {"weights": weights.size, "arena": program.arena_size,
                             "code": sum(map(len, printer.shaders.values()))}

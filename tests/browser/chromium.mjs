@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { answerLines, fromPackages } from "./lines.mjs";
 
-const { chromium } = (await fromPackages("playwright-core/index.mjs"));
+const { chromium } = await fromPackages("playwright-core/index.mjs");
 const AsyncFunction = (async () => {}).constructor;
 const QUIET = ["--no-sandbox", "--disable-quic", "--no-first-run", "--disable-component-update",
   "--disable-background-networking", "--disable-sync", "--disable-dev-shm-usage"];
@@ -32,6 +32,7 @@ await answerLines(async ({ webgpu, url, script, width = 1100, height = 800 }) =>
   const context = await (await browser(webgpu)).newContext({ viewport: { width, height } });
   try {
     const page = await context.newPage();
+    page.setDefaultTimeout(20_000);
     const problems = [];
     page.on("pageerror", (error) => problems.push(String(error)));
     await page.goto(url);
