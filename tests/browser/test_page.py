@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from smelt.errors import UsageError
 from smelt.runtime.artifact import write_artifact
 
 pytestmark = pytest.mark.slow
-DIGITS = Path(__file__).resolve().parents[2] / "examples/digits/digits.onnx"
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "examples/digits/digits.onnx"
 F32, I64 = TensorProto.FLOAT, TensorProto.INT64
 MOST_BYTES = 300_000
 WATCH = """
@@ -153,6 +155,19 @@ def test_other_models_run_on_random_inputs(chromium, server):
     assert "<b>y</b>" in first and "f32[1, 3]" in first and "f32[5, 3]" in timed
     assert "whole numbers" in problem
     assert made == 0 and over <= 0
+
+
+def test_the_example_of_the_documentation(chromium, server, digits):
+    (example,) = re.findall(r"^```html\n(.*?)^```", (ROOT / "docs/webgpu.md").read_text(),
+                            re.S | re.M)
+    (server.folder / "example.html").write_text(
+        "<!doctype html>" + example.replace("./digits.smelt/", f"./{digits}/"))
+    scores = chromium.ask(webgpu=True, url=f"{server.url}example.html", script="""
+        await page.waitForFunction(() => document.getElementById("scores").textContent);
+        return page.textContent("#scores");""")
+    with smelt.compile(DIGITS) as module:
+        want = module(np.zeros((1, 1, 8, 8), np.float32))[0]
+    np.testing.assert_allclose([float(x) for x in scores.split(",")], want, atol=1e-4)
 
 
 def test_pages_are_for_webgpu_and_say_which_pixels(tmp_path):
