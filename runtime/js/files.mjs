@@ -76,16 +76,13 @@ export async function openArtifact(source, { cache = false } = {}) {
   const name = `The artifact ${url.protocol === "file:" ? decodeURI(url.pathname) : url.href}`;
   if (/\.zip$/i.test(url.pathname)) return unpack(name, await fetchBytes(url));
   if (!url.pathname.endsWith("/")) url.pathname += "/";
-  const manifest = parseManifest(name, await fetchBytes(new URL(MANIFEST, url), "no-cache"));
+  const manifest = parseManifest(name, await fetchBytes(new URL(MANIFEST, url)));
   const store = cache ? await Store.open(url, manifest) : undefined;
-  // Kept files are told apart by checksum; the browser's own cache might hold those of an older
-  // model of the same address.
-  const mode = store ? "no-cache" : "default";
   const read = (file, onBytes) => {
     if (!/^[\w-][\w.-]*(\/[\w-][\w.-]*)*$/.test(file)) {
       throw damaged(name, "one of its files has a name that is refused");
     }
-    return fetchBytes(new URL(file, url), mode, onBytes);
+    return fetchBytes(new URL(file, url), onBytes);
   };
   return new Artifact(name, manifest, read, store);
 }
@@ -101,7 +98,7 @@ async function asUrl(source) {
   return new URL(source, globalThis.document?.baseURI ?? globalThis.location?.href);
 }
 
-async function fetchBytes(url, cache = "default", onBytes = () => {}) {
+async function fetchBytes(url, onBytes = () => {}) {
   let reason;
   try {
     if (url.protocol === "file:" && inNode()) {
@@ -109,7 +106,8 @@ async function fetchBytes(url, cache = "default", onBytes = () => {}) {
       onBytes(data.length);
       return data;
     }
-    const response = await fetch(url, { cache });
+    // The browser's own cache asks the server: it might hold files of an older model.
+    const response = await fetch(url, { cache: "no-cache" });
     if (response.ok) return await readBody(response, onBytes);
     reason = `the server answers ${response.status} ${response.statusText}`.trim();
   } catch (error) {

@@ -101,21 +101,21 @@ def test_types_are_those_of_a_strict_project(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
-def packed(folder: Path) -> tuple[str, set[str]]:
+def packed(folder: Path, cache: Path) -> tuple[str, set[str]]:
     """The name and files of the package that npm makes of a folder."""
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("needs npm")
-    done = subprocess.run([npm, "pack", "--dry-run", "--json", "--offline"], cwd=folder,
-                          capture_output=True, text=True)
+    done = subprocess.run([npm, "pack", "--dry-run", "--json", "--offline", f"--cache={cache}"],
+                          cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (entry,) = json.loads(done.stdout)
     return entry["name"], {file["path"] for file in entry["files"]}
 
 
-def test_npm_packs_the_runtime():
+def test_npm_packs_the_runtime(tmp_path):
     package = json.loads((JS / "package.json").read_text())
-    name, files = packed(JS)
+    name, files = packed(JS, tmp_path)
     assert name == "smelt-runtime" and package["version"] == smelt.__version__
     assert files == {path.name for path in JS.iterdir()}
     for entry in package["exports"].values():
@@ -125,7 +125,7 @@ def test_npm_packs_the_runtime():
 def test_npm_packs_a_model(tmp_path):
     built = build(mlp(), "webgpu", name="Dense_net")
     write_artifact(tmp_path / "model", built.manifest, built.files)
-    name, files = packed(tmp_path / "model")
+    name, files = packed(tmp_path / "model", tmp_path / "npm")
     assert name == "dense_net"
     assert files == {*built.files, "manifest.json"}
     assert {"session.mjs", "session.d.mts", "plan.json", "weights.bin"} <= files
