@@ -77,6 +77,8 @@ def compile(
     option: Annotated[list[str] | None, typer.Option(
         "--option", metavar="KEY=VALUE", help="An option of the target alone, such as "
         "weights=blob of cpu:generic.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="A web page beside the model that shows it: "
+                                       "with target webgpu.")] = False,
     quantize: Annotated[str | None, typer.Option("--quantize", metavar="SCHEME", help="Weights of "
                                                  "fewer bits: w8, w4, w3, w2 or ternary; with a8 "
                                                  "behind, activations of 8 bits too.")] = None,
@@ -110,11 +112,14 @@ def compile(
     from .tuning import with_records
 
     screen = Screen(json)
+    if demo and target != "webgpu":
+        raise UsageError("--demo: pages are made with --target webgpu")
     output = output or Path(model.name).with_suffix(".smelt")
     request = Request(model, target, shapes=parse_shapes(shape or ()), dims=parse_dims(dim or ()),
                       fixed=_fixed(fixed or ()), threads=threads, optimize=optimize, exact=exact,
                       precision=precision, accuracy=accuracy, passes=passes,
-                      states=parse_states(state or ()), name=name, extra=_options(option or ()),
+                      states=parse_states(state or ()), name=name,
+                      extra=_options(option or ()) | ({"demo": "true"} if demo else {}),
                       compression=compression_of(quantize, group, method, data, keep or ()))
     if tuning is not None and tune:
         check_writable(tuning)
@@ -129,6 +134,9 @@ def compile(
     facts = _size_facts(output, report)
     how = "from the cache, " if done.cached else ""
     screen.say(f"wrote {printable(output, 400)} for {target} ({how}{duration(done.seconds)})")
+    if demo:
+        screen.say(f"to see it: python -m http.server -b 127.0.0.1 -d {printable(output, 400)}, "
+                   f"then open http://127.0.0.1:8000")
     if tuned is not None:
         screen.say(printable(tuned.sentence, 600))
     if "tuning" in report:

@@ -45,6 +45,8 @@ REPORT = "report.json"
 """The artifact's file with what `smelt inspect` shows."""
 CACHE_LIMIT = 4_000_000_000
 """Bytes of cached models; beyond, the ones not used for longest are removed."""
+SOURCES = ("py", "c", "h", "mjs", "mts", "css", "json", "html")
+"""Endings of smelt's own files that what it compiles depends on."""
 STALE_SECONDS = 24 * 3600
 """Unfinished folders older than this belong to processes that were killed."""
 
@@ -372,7 +374,7 @@ def _sources(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(entry.path)
-                elif entry.name.rpartition(".")[2] in ("py", "c", "h", "js", "ts", "json", "html"):
+                elif entry.name.rpartition(".")[2] in SOURCES:
                     yield os.path.relpath(entry.path, root), entry.stat()
 
 

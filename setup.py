@@ -4,7 +4,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 OUTSIDE = ("tests", "examples", "docs", "bench", "build", "dist")
-DATA = ("c", "cpp", "cu", "cuh", "h", "hpp", "html", "js", "json", "sv", "tcl", "ts", "v", "wgsl")
+DATA = ("c", "cpp", "css", "cu", "cuh", "h", "hpp", "html", "json", "mjs", "mts", "sv", "tcl", "v",
+        "wgsl")
 
 
 class BuildPy(build_py):

@@ -59,7 +59,8 @@ VARIANTS: dict[str, Variant] = {v.name: v for v in (
     Variant("wasm32", WASM_SIMD, ("-msimd128",), "wasm32-wasi", "", "WebAssembly with SIMD",
             system=("-DSMELT_NO_MMAP",), link=("-mexec-model=reactor", "-s"), library="model.wasm",
             threads=False,  # node takes a file for an ES module by the name .mjs
-            beside=(("model.mjs", "js/model.js"), ("model.d.mts", "js/model.d.ts"))),
+            beside=tuple((name, f"js/{name}") for name in (
+                "model.mjs", "model.d.mts", "files.mjs", "tensors.mjs"))),
 )}
 
 

@@ -12,6 +12,7 @@ from ...codegen.host import pack_weights, used_storages
 from ...codegen.wgsl import storable
 from ...codegen.wgsl_program import PlanPrinter, parts_of
 from ...errors import ModelError, TargetError, UsageError
+from ...ir.graph.clone import clone_graph
 from ...ir.graph.core import Graph
 from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Kernel
@@ -30,6 +31,7 @@ from ...passes.schedule.gpu_gemm import gpu_product_rules
 from ...passes.schedule.gpu_reduce import gpu_reduction_rules
 from ...passes.schedule.gpu_rows import gpu_row_rules
 from ..base import Build, BuildOptions, Progress, Target, describe_program, memory_report, silent
+from .javascript import fallback_files, module_files, page_files, pixel_range, wants_fallback
 
 LIMITS = GpuLimits()
 RULES: tuple[Rule, ...] = (*gpu_product_rules(LIMITS), *gpu_row_rules(LIMITS),
@@ -66,6 +68,7 @@ class WebGpuTarget:
         if options.precision != "f32":
             raise TargetError(f"the webgpu target computes in f32 only, not in "
                               f"{options.precision}: compile with precision f32")
+        other = clone_graph(graph) if wants_fallback(options) else None
         progress("optimising the graph", 0, 3)
         chosen = Options(passes=options.passes or "", channels_last=True)
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
@@ -82,9 +85,12 @@ class WebGpuTarget:
         files: dict[str, Any] = {"plan.json": printer.plan(), "weights.bin": weights.blob()}
         for name, text in printer.shaders.items():
             files[f"shaders/{name}.wgsl"] = text.encode()
+        files |= module_files(options) | page_files(options)
+        if other is not None:
+            files |= fallback_files(other, options, progress)
         progress("done", 3, 3)
         manifest = {**describe_program(program, self.name, options), "isas": [],
-                    "options": {"exact": options.exact}}
+                    "options": {"exact": options.exact, "pixels": pixel_range(options)}}
         reports["memory"] = memory_report(program, memory)
         reports["sizes"] = {"weights": weights.size, "arena": program.arena_size,
                             "code": sum(map(len, printer.shaders.values()))}

@@ -221,3 +221,20 @@ def test_weights_are_cut_between_constants():
     assert parts_of(Weights({}, 0, []), 100) == []
     empty = Storage("w0", TensorType(dt.f32, (0,)), "constant")
     assert parts_of(Weights({empty: 0}, 0, []), 100) == [(0, 0)]
+
+
+# Tint ---------------------------------------------------------------------------------------------
+
+
+def test_tint_finds_what_naga_lets_pass(tint):
+    """A barrier that not all threads of a workgroup may reach, and a workgroup that is too large.
+    """
+    barrier = """@group(0) @binding(0) var<storage, read_write> x: array<u32>;
+        var<workgroup> held: array<u32, 4>;
+        @compute @workgroup_size(4) fn main(@builtin(local_invocation_id) id: vec3u) {
+            if (x[id.x] > 3u) { workgroupBarrier(); }
+            held[id.x] = 1u;
+        }"""
+    assert any("uniform" in error for error in tint(barrier))
+    assert tint("@compute @workgroup_size(512) fn main() {}")
+    assert not tint("@compute @workgroup_size(256) fn main() {}")

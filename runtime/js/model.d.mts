@@ -45,10 +45,11 @@ export interface Files {
   manifest?: object;
 }
 
-/** What went wrong, as a sentence; `code` is the name of an error code of program.h. */
+/** What went wrong, as a sentence; `code` is the name of an error code of program.h, or says that
+ * WebGPU is missing or took the device away. */
 export class SmeltError extends Error {
   readonly code: "SMELT_BAD_ARGUMENT" | "SMELT_OUT_OF_MEMORY" | "SMELT_BAD_ARTIFACT"
-    | "SMELT_UNSUPPORTED_CPU" | "SMELT_DATA_ERROR";
+    | "SMELT_UNSUPPORTED_CPU" | "SMELT_DATA_ERROR" | "SMELT_NO_WEBGPU" | "SMELT_DEVICE_LOST";
 }
 
 /** What runs a model: memory for its tensors, and its states. */
