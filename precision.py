@@ -116,19 +116,18 @@ def _choose(names: Sequence[str], work: Sequence[float], allowed: float,
 
 
 def loss(exact: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
-    """The largest 1 - cosine between outputs; those that are not finite numbers do not count."""
+    """The largest 1 - cosine between outputs; exact ones that are zero or not finite numbers do not
+    count."""
     worst = 0.0
     for a, b in zip(exact, actual, strict=True):
         if a.shape != b.shape or a.dtype.kind not in "fV":
             continue
         x, y = (v.astype(np.float64).reshape(-1) for v in (a, b))
-        if not np.isfinite(x).all():
+        if not (np.isfinite(x).all() and x.any()):
             continue
-        lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
-        if not np.isfinite(lengths):
+        if not (np.isfinite(y).all() and y.any()):
             return 1.0
-        if lengths:
-            worst = max(worst, 1 - float(x @ y) / lengths)
+        worst = max(worst, 1 - float(x @ y) / float(np.linalg.norm(x) * np.linalg.norm(y)))
     return worst
 
 

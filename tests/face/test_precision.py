@@ -88,7 +88,7 @@ def test_loss_is_the_worst_outputs():
     x = np.array([3.0, 4.0], np.float32)
     assert loss([x, x], [x, 2 * x]) == pytest.approx(0, abs=1e-12)
     assert loss([x, x], [x, x[::-1]]) == pytest.approx(1 - 24 / 25)
-    assert loss([x], [x * np.nan]) == 1
+    assert loss([x], [x * np.nan]) == loss([x], [x * 0]) == 1
     assert loss([x * np.inf, x * 0, np.arange(2)], [x, x, np.arange(2) + 1]) == 0
 
 
