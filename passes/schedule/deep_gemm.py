@@ -74,8 +74,9 @@ def write_deep(b: Builder, store: Callable[..., None], dot: Dot, tile: Tile, lan
             panel = b.let("panel", first_panel + p)
             weight = b.let("wb", (panel * inner + start) * width)
             following = b.let("next", select(
-                op("lt", p + 1, here), weight + inner * width,
-                (first_panel * inner + start + depth) * width))
+                op("lt", p + 1, here), weight + inner * width, select(
+                    op("lt", block + 1, blocks), (first_panel * inner + start + depth) * width,
+                    (first_panel + here) * (inner * width))))
             # All tiles of a task ask, so that weights arrive evenly.
             pace = ceil(width / (each + (last > 0 and chunks == 1)))
             near = b.alloc("near", dt.f32, (depth * width,)) if dot.widens else None

@@ -30,6 +30,8 @@ static int unreadable(const char *path)
 
 #ifdef SMELT_MMAP
 
+enum { LARGE = 4 << 20 };
+
 int smelt_mapping_open(smelt_mapping *mapping, const char *path, int64_t bytes)
 {
     int file = open(path, O_RDONLY | O_CLOEXEC);
@@ -47,6 +49,12 @@ int smelt_mapping_open(smelt_mapping *mapping, const char *path, int64_t bytes)
     }
     void *data = mmap(NULL, (size_t)bytes, PROT_READ, MAP_PRIVATE, file, 0);
     int code = data == MAP_FAILED ? unreadable(path) : SMELT_OK;
+#ifdef MADV_HUGEPAGE
+    /* Pages that are not in the system's cache yet are then read as huge ones, which spares address
+     * translations. Where the file system cannot, nothing changes. */
+    if (!code && bytes >= LARGE)
+        madvise(data, (size_t)bytes, MADV_HUGEPAGE);
+#endif
     close(file);
     if (!code)
         *mapping = (smelt_mapping){data, bytes, 1};
