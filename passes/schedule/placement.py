@@ -291,7 +291,9 @@ class _Placing:
             return self.value(wrap(e), scope)
 
         if isinstance(s, For):
-            return replace(s, extent=value(s.extent), body=self.block(s.body, scope.loop(s)))
+            if self._reads(wrap(s.extent)):
+                raise Unplaceable(f"{self.name} counts to an element of it")
+            return replace(s, body=self.block(s.body, scope.loop(s)))
         if isinstance(s, While):
             return While(value(s.condition), self.block(s.body, scope.with_facts(())))
         if isinstance(s, If):
