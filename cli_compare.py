@@ -339,6 +339,8 @@ def _show_compiled(screen: Screen, report: dict[str, Any], by: str) -> None:
     facts = [f"{key} {amount(report[key])}" for key in ("weights", "code", "arena", "flash", "ram")
              if isinstance(report.get(key), int)]
     screen.say(f"{len(report['kernels'])} kernels, {report['steps']} steps; " + ", ".join(facts))
+    for note in report.get("notes", ()):
+        screen.say(printable(note, 400))
     plan, missing = report.get("arena_plan"), report["open_sizes"]
     if plan:
         total = sum(s["bytes"] for s in plan)

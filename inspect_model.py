@@ -44,6 +44,7 @@ def describe_build(build: Build, name: str, target: str) -> dict[str, Any]:
         "arena": _amount(program.arena_size) if _is_planned(program) else None,
         "storages": _storages(program, index),
         "steps": sum(1 for _ in program.walk()),
+        "notes": list(program.notes),
     }
     sizes = build.reports.get("sizes") or {}
     report.update({k: sizes[k] for k in ("code", "flash", "stack", "ram")

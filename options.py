@@ -28,8 +28,8 @@ Optimize = Annotated[int, typer.Option("--optimize", "-O", min=0, max=3,
                                        help="The C compiler's level.")]
 Precision = Annotated[str, typer.Option(
     "--precision", metavar="|".join(PRECISIONS), help="What products of f32 matrices and "
-    "convolutions with constant weights take; sums stay f32. With storage only the weights are "
-    "rounded, to take half the memory: they are widened as they are read.")]
+    "convolutions with constant weights, and those of attention, take; sums stay f32. With storage "
+    "only the weights are rounded, to take half the memory: they are widened as they are read.")]
 Accuracy = Annotated[float, typer.Option(
     "--accuracy", min=0, help="With bf16, the least cosine to f32 of any output on random inputs: "
     "products that it takes more bits for are found and keep their operands. 0 measures nothing.")]

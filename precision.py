@@ -22,6 +22,7 @@ import numpy as np
 
 from .errors import InputError, SmeltError, UsageError
 from .ir import dtype as dt
+from .ir.expr import Const, wrap
 from .probe import runner
 
 if TYPE_CHECKING:
@@ -133,8 +134,12 @@ def loss(exact: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
 
 def _work(node: Node) -> float:
     """Multiplications of a product; an unknown number of results counts as 1."""
-    w = node.inputs[1]
-    assert w is not None and w.constant is not None
+    x, w = node.inputs[:2]
+    assert x is not None and w is not None
+    if node.op == "attention":
+        both = wrap(x.type.numel) * wrap(w.shape[2]) * 2
+        return both.value if isinstance(both, Const) else 1
+    assert w.constant is not None
     results = node.output.type.numel
     features = w.constant.shape[-1 if node.op == "matmul" else 0]
     return (results if isinstance(results, int) else 1) * w.constant.size / features
@@ -142,11 +147,13 @@ def _work(node: Node) -> float:
 
 def _with_switch(probe: Graph, node: Node, name: str) -> str:
     """Gives a product operands that are rounded by a share s, an f32 input of the graph called
-    `name`: x W becomes (x + s (r - x)) W + s r (R - W), with r and R the roundings of x and W."""
+    `name`: x W becomes (x + s (r - x)) W + s r (R - W), with r and R the roundings of x and W.
+    Attention gets queries, keys and values x + s (r - x); the probabilities' own rounding, which is
+    as large as that of the values, is not in it (see `IN_HAND`)."""
     from .ir.graph.core import TensorType
 
     x, w = node.inputs[:2]
-    assert x is not None and w is not None and w.constant is not None
+    assert x is not None and w is not None
     graph = node.graph
     assert graph is not None
     share = probe.add_input(name, TensorType(dt.f32, ()))
@@ -154,11 +161,21 @@ def _with_switch(probe: Graph, node: Node, name: str) -> str:
     def add(op: str, *inputs: Value, **attrs: Any) -> Value:
         return graph.add(op, list(inputs), attrs, origin=node.origin)
 
-    rounded = add("cast", add("cast", x, to=dt.bf16), to=dt.f32)
-    mixed = add("add", x, add("mul", add("sub", rounded, x), share))
-    error = w.constant.astype(dt.bf16.numpy).astype(np.float32) - w.constant
-    first = add(node.op, mixed, w, **node.attrs)
-    second = add(node.op, add("mul", rounded, share), graph.constant(error), **node.attrs)
-    graph.replace(node.output, add("add", first, second))
+    def rounded(x: Value) -> Value:
+        return add("cast", add("cast", x, to=dt.bf16), to=dt.f32)
+
+    def mixed(x: Value) -> Value:
+        return add("add", x, add("mul", add("sub", rounded(x), x), share))
+
+    if node.op == "attention":
+        operands = [mixed(v) if k < 3 and v is not None else v for k, v in enumerate(node.inputs)]
+        graph.replace(node.output, graph.add("attention", operands, node.attrs,
+                                             origin=node.origin))
+    else:
+        assert w.constant is not None
+        error = w.constant.astype(dt.bf16.numpy).astype(np.float32) - w.constant
+        first = add(node.op, mixed(x), w, **node.attrs)
+        second = add(node.op, add("mul", rounded(x), share), graph.constant(error), **node.attrs)
+        graph.replace(node.output, add("add", first, second))
     graph.erase(node)
     return name

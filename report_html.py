@@ -110,6 +110,9 @@ def page(report: Mapping[str, Any]) -> str:
         parts.append(_arena(report))
     if report.get("kernels"):
         parts.append(_kernels(report))
+    if report.get("notes"):
+        parts.append("<h2>Decisions</h2><ul>" + "".join(
+            f"<li>{_text(note, 400)}" for note in report["notes"]) + "</ul>")
     parts.append(f"<script>{SCRIPT}</script></html>\n")
     return "".join(parts)
 

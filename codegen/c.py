@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ..ir.expr import Expr, Var, walk, wrap
@@ -113,7 +114,7 @@ class KernelPrinter:
     stack_bytes: float = STACK_BYTES
 
     def __init__(self, kernel: Kernel, isa: VectorIsa, needs: Needs, *, threads: bool = True,
-                 symbol: str | None = None):
+                 symbol: str | None = None, aliased: Collection[Buffer] = ()):
         self.kernel = kernel
         self.isa = isa
         self.needs = needs
@@ -125,9 +126,10 @@ class KernelPrinter:
         self.tasks: list[str] = []
         self.expr = ExpressionPrinter(self)
         self.tiles = c_tiles.TilePrinter(self)
-        # Parameters that may be the same memory: an output over a dead input.
+        # Parameters that may be the same memory: an output over a dead input, and `aliased` ones.
         reused = reusable(kernel)
         self.shared = {kernel.params[k] for k in (*reused, -1)} if reused else set()
+        self.shared.update(aliased)
         self.stored = {s.buffer for s in statements(kernel.body) if isinstance(s, Store)}
         self._temporaries = 0
         self.scratch: dict[Buffer, int] = {}

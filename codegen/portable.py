@@ -27,6 +27,7 @@ from ..ir.program import (
     Require,
     Step,
     Storage,
+    aliased,
 )
 from . import c_prelude
 from .c import Needs
@@ -89,6 +90,7 @@ class PortablePrinter:
         self._texts: dict[str, str] = {}
         self._sizes = {v: f"size{k}" for k, v in enumerate(bound_sizes(program))}
         self._weights = _distinct_weights(program)
+        self._aliased = aliased(program)
         self._expressions = PortableExpressions(self)  # type: ignore[arg-type]
 
     @property
@@ -181,7 +183,10 @@ class PortablePrinter:
 
     def _kernel(self, kernel: Kernel) -> str:
         """The kernel's text; nothing when an equal one is there already, which then serves both."""
-        anonymous = PortableKernelPrinter(kernel, self.needs, _ANONYMOUS).text()
+        # Compilers warn of one address behind two restricted pointers, also where a kernel reads
+        # other elements of it than it writes.
+        anonymous = PortableKernelPrinter(kernel, self.needs, _ANONYMOUS,
+                                          self._aliased.get(kernel, ())).text()
         name = self._texts.setdefault(anonymous, kernel.name)
         self._function[kernel] = name
         return anonymous.replace(_ANONYMOUS, name) if name == kernel.name else ""

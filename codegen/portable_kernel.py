@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Collection
 
 from ..ir import dtype as dt
 from ..ir.expr import Const, Expr, Op
-from ..ir.kernel.nodes import For, Kernel, Let, Stmt
+from ..ir.kernel.nodes import Buffer, For, Kernel, Let, Stmt
 from ..ir.kernel.ranges import INT32, Ranges, within
 from .c import KernelPrinter, Needs
 from .c_expr import ExpressionPrinter
@@ -91,8 +92,9 @@ class PortableKernelPrinter(KernelPrinter):
     expr: PortableExpressions
     stack_bytes = float("inf")
 
-    def __init__(self, kernel: Kernel, needs: Needs, symbol: str | None = None):
-        super().__init__(kernel, SCALAR, needs, threads=False, symbol=symbol)
+    def __init__(self, kernel: Kernel, needs: Needs, symbol: str | None = None,
+                 aliased: Collection[Buffer] = ()):
+        super().__init__(kernel, SCALAR, needs, threads=False, symbol=symbol, aliased=aliased)
         self.expr = PortableExpressions(self)
 
     def statement(self, s: Stmt) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .expr import Expr, Var
 from .graph.core import TensorType
-from .kernel.nodes import Kernel
+from .kernel.nodes import Buffer, Kernel
 
 
 @dataclass(eq=False)
@@ -109,7 +109,8 @@ class Repeat(Step):
 @dataclass(eq=False)
 class Program:
     """A whole model. `symbols`: name -> (low, high) of sizes bound by input shapes; `conditions`:
-    what must hold of them, and the message that refuses others."""
+    what must hold of them, and the message that refuses others. `notes`: what passes over the
+    program decided."""
 
     name: str
     inputs: list[Storage] = field(default_factory=list)
@@ -120,6 +121,7 @@ class Program:
     symbols: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     conditions: dict[Expr, str] = field(default_factory=dict)
     arena_size: Any = 0
+    notes: list[str] = field(default_factory=list)
 
     def walk(self) -> Iterator[Step]:
         """Every step, in program order, control flow before its contents."""
@@ -137,11 +139,23 @@ class Program:
         return list(dict.fromkeys(s.kernel for s in self.walk() if isinstance(s, Launch)))
 
 
-
-
 @dataclass(eq=False)
 class Assign(Step):
     """Gives sizes new values, all computed before any is set."""
 
     symbols: tuple[Var, ...]
     values: tuple[Any, ...]
+
+
+def aliased(program: Program) -> dict[Kernel, set[Buffer]]:
+    """The parameters of each kernel that some launch gives memory of one storage, one of them an
+    output: the kernel reads other elements there than it writes."""
+    found: dict[Kernel, set[Buffer]] = {}
+    for step in program.walk():
+        if isinstance(step, Launch):
+            roots = [s.root() for s in step.args]
+            written = roots[len(roots) - step.kernel.outputs:]
+            found.setdefault(step.kernel, set()).update(
+                b for b, root in zip(step.kernel.params, roots, strict=True)
+                if root in written and roots.count(root) > 1)
+    return found

@@ -102,6 +102,8 @@ class _Verifier:
 
     def define(self, scope: _Scope, v: Var) -> None:
         self.named(scope, v.name)
+        if v.extent is not None:
+            self.scoped(wrap(v.extent), scope)
         scope.variables.add(v)
 
     def define_buffer(self, scope: _Scope, buffer: Buffer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir.expr import Const, Expr, Var, const, substitute, walk, wrap
+from ...ir.expr import Const, Expr, Var, const, walk, wrap
 from ...ir.kernel.nodes import (
     Block,
     For,
@@ -19,6 +19,7 @@ from ...ir.kernel.nodes import (
     expressions,
     statements,
 )
+from ..schedule.rewriting import Copier
 
 
 def simplify(kernel: Kernel, hints: bool = True) -> Kernel:
@@ -30,26 +31,25 @@ def simplify(kernel: Kernel, hints: bool = True) -> Kernel:
     return replace(kernel, body=body)
 
 
-class _Simplifier:
+class _Simplifier(Copier):
     """Rewrites statements in program order; variables with a constant value disappear."""
 
     def __init__(self, hints: bool) -> None:
+        super().__init__({})
         self._hints = hints
-        self._values: dict[Expr, Expr] = {}
 
     def value(self, e) -> Expr:
-        return substitute(wrap(e), dict(self._values)) if self._values else wrap(e)
+        return super().value(e) if self._values else wrap(e)
 
     def block(self, block: Block) -> Block:
-        return Block(*(x for s in block.body for x in self._statement(s)))
+        return Block(*(x for s in block.body for x in self._kept(s)))
 
-    def _statement(self, s: Stmt) -> list[Stmt]:
+    def _kept(self, s: Stmt) -> list[Stmt]:
+        """What becomes of a statement: nothing, or what it consists of."""
         if isinstance(s, Block):
             return list(self.block(s).body)
         if isinstance(s, For):
             return self._loop(s)
-        if isinstance(s, While):
-            return [While(self.value(s.condition), self.block(s.body))]
         if isinstance(s, If):
             return self._branch(s)
         if isinstance(s, Let):
@@ -57,14 +57,10 @@ class _Simplifier:
             if isinstance(value, Const):
                 self._values[s.var] = value
                 return []
-            return [Let(s.var, value)]
-        if isinstance(s, Store):
-            return [Store(s.buffer, tuple(self.value(i) for i in s.index), self.value(s.value),
-                          None if s.count is None else self.value(s.count))]
-        if isinstance(s, Prefetch):
-            moved = Prefetch(s.buffer, tuple(self.value(i) for i in s.index))
-            return [moved] if self._hints else []
-        return [s]
+            return [Let(self._variable(s.var), value)]
+        if isinstance(s, Prefetch) and not self._hints:
+            return []
+        return [self.statement(s)]
 
     def _loop(self, s: For) -> list[Stmt]:
         extent = self.value(s.extent)
@@ -73,7 +69,7 @@ class _Simplifier:
         if isinstance(extent, Const) and extent.value == 1:
             self._values[s.var] = const(0, s.var.dtype)
             return list(self.block(s.body).body)
-        return [replace(s, extent=extent, body=self.block(s.body))]
+        return [self.statement(s)]
 
     def _branch(self, s: If) -> list[Stmt]:
         condition = self.value(s.condition)
@@ -95,8 +91,12 @@ def _without_unused(body: Block) -> Block:
 
 
 def _read(s: Stmt) -> tuple[Expr, ...]:
+    """The expressions of a statement, of the memory that it writes, and of the range that the
+    variable it defines is promised to stay in."""
     if isinstance(s, Store):
         return (*expressions(s), *(wrap(d) for d in s.buffer.element_strides()))
+    if isinstance(s, (For, Let)) and s.var.extent is not None:
+        return (*expressions(s), wrap(s.var.extent))
     return expressions(s)
 
 

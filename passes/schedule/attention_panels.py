@@ -186,10 +186,12 @@ def panel_tile(p: Problem) -> Tile:
 class Panels:
     """One task for each panel of rows of each head."""
 
+    score_bytes = SCORE_BYTES
+
     def __init__(self, p: Problem):
         self.p, self.b = p, p.b
-        self.tile = panel_tile(p)
-        limit = min(MOST_KEYS, SCORE_BYTES // (4 * self.tile.vectors * p.lanes))
+        self.tile = self.tile_of(p)
+        limit = min(MOST_KEYS, self.score_bytes // (4 * self.tile.vectors * p.lanes))
         limit = max(limit // self.tile.rows, 1) * self.tile.rows
         keys = p.keys
         if isinstance(keys, int) and keys > limit:
@@ -225,11 +227,15 @@ class Panels:
             with b.otherwise(), b.loop("u", (rest + (p.lanes - 1)) // p.lanes) as u:
                 self.panel(batch, head, b.let("start", start + u * p.lanes), 1)
 
+    def tile_of(self, p: Problem) -> Tile:
+        """Keys and vectors of queries of a step."""
+        return panel_tile(p)
+
     def panel(self, batch: Expr, head: Expr, start: Expr, vectors: int) -> None:
-        _Panel(self, batch, head, start, vectors).write()
+        Panel(self, batch, head, start, vectors).write()
 
 
-class _Panel:
+class Panel:
     """One panel: `vectors` x lanes rows of queries from `start` on."""
 
     def __init__(self, whole: Panels, batch: Expr, head: Expr, start: Expr, vectors: int):
@@ -244,11 +250,9 @@ class _Panel:
 
     def write(self) -> None:
         b, p, lanes = self.b, self.p, self.lanes
-        self.queries = b.alloc("queries", dt.f32, (p.depth * self.across,))
-        self.turn_queries()
         whole = self.whole
-        self.scores = b.alloc("scores", dt.f32, (max(whole.block, 1) * self.across,))
-        self.sums = b.alloc("sums", dt.f32, (p.width * self.across,))
+        self.reserve()
+        self.turn_queries()
         self.top = b.alloc("top", dt.f32, (self.vectors,), "register", lanes)
         self.total = b.alloc("total", dt.f32, (self.vectors,), "register", lanes)
         first = p.first_total()
@@ -258,7 +262,7 @@ class _Panel:
         if whole.single:
             self.keys(const(0), p.reach(self.start, self.across))
         else:
-            with b.loop("i", p.width * self.vectors) as i:
+            with b.loop("i", self.sums.shape[0] // lanes) as i:
                 b.store(self.sums, (i * lanes,), splat(0.0, lanes))
             reach = p.reach(self.start, self.across)
             blocks = reach // whole.block
@@ -270,6 +274,21 @@ class _Panel:
                 with b.when(op("gt", rest, 0)):
                     self.keys(b.let("key", blocks * whole.block), rest)
         self.finish()
+
+    def reserve(self) -> None:
+        """Memory for the queries, a block of scores, and the sums."""
+        b, p = self.b, self.p
+        self.queries = b.alloc("queries", dt.f32, (p.depth * self.across,))
+        self.scores = b.alloc("scores", dt.f32, (max(self.whole.block, 1) * self.across,))
+        self.sums = b.alloc("sums", dt.f32, (p.width * self.across,))
+
+    def score_at(self, key: Expr, v: Expr | int) -> tuple[Expr]:
+        """Where the scores of a key of the block and vector v of queries are."""
+        return (wrap(key * self.across + v * self.lanes),)
+
+    def sum_at(self, depth: Expr | int, v: Expr | int) -> tuple[Expr]:
+        """Where the sums of one position of the head and vector v of queries are."""
+        return (wrap(depth * self.across + v * self.lanes),)
 
     def counted(self, v: int) -> Expr | None:
         """Rows in vector v of a panel that may be cut; None when they are all there."""
@@ -288,17 +307,7 @@ class _Panel:
         b, p, lanes = self.b, self.p, self.lanes
 
         def chunk(v: Expr, depth: Expr, count: int | None) -> None:
-            rows = []
-            for i in range(lanes):
-                at = b.let("row", self.row(v * lanes + i))
-                e = p.q.at(self.batch, self.head, at, None)
-                value = p.writer.value(e, _variable(p.q.index[3]), lanes, depth,
-                                       None if count is None else const(count))
-                value = broadcast(value, lanes)
-                if p.attrs["scale"] != 1:
-                    value = value * splat(p.attrs["scale"], lanes)
-                rows.append(b.let("q", value))
-            for i, column in enumerate(transpose(b, rows)[:count]):
+            for i, column in enumerate(self.turned(v, depth, count)[:count]):
                 b.store(self.queries, ((depth + i) * self.across + v * lanes,), column)
 
         whole = p.depth // lanes
@@ -309,17 +318,29 @@ class _Panel:
             if p.depth % lanes:
                 chunk(v, const(whole * lanes), p.depth % lanes)
 
+    def turned(self, v: Expr, depth: Expr, count: int | None) -> list[Expr]:
+        """As many scaled positions as there are lanes (`count` of them when fewer), each of the
+        queries of vector v."""
+        b, p, lanes = self.b, self.p, self.lanes
+        rows = []
+        for i in range(lanes):
+            at = b.let("row", self.row(v * lanes + i))
+            e = p.q.at(self.batch, self.head, at, None)
+            value = p.writer.value(e, _variable(p.q.index[3]), lanes, depth,
+                                   None if count is None else const(count))
+            value = broadcast(value, lanes)
+            if p.attrs["scale"] != 1:
+                value = value * splat(p.attrs["scale"], lanes)
+            rows.append(b.let("q", value))
+        return transpose(b, rows)
+
     # A block of keys ----------------------------------------------------------------------------
 
     def keys(self, key: Expr, count: Expr) -> None:
         """Takes `count` keys from `key` on into the sums."""
         b, p, lanes = self.b, self.p, self.lanes
-        number = getattr(count, "value", count)
         before = [b.let("before", self.top[v]) for v in range(self.vectors)]
-        keys = b.let("kk", self.k_base + key * p.k.step)
-        for rows in row_blocks(number, self.whole.tile.rows):
-            with _repeated(b, rows) as at:
-                self.score(b.let("ko", keys + at * p.k.step), at, rows.height)
+        self.score_keys(b.let("kk", self.k_base + key * p.k.step), count)
         if p.alters():
             self.alter(key, count)
         shift = [b.let("shift", finite(self.top[v])) for v in range(self.vectors)]
@@ -332,21 +353,38 @@ class _Panel:
         part = b.alloc("part", dt.f32, (self.vectors,), "register", lanes)
         for v in range(self.vectors):
             b.store(part, (v,), splat(0.0, lanes))
-        with b.loop("j", count) as j:
-            for v in range(self.vectors):
-                where = (j * self.across + v * lanes,)
-                e = b.let("d", load(self.scores, where, lanes) - shift[v])
-                e = b.let("e", exp_up_to_one(e))
-                b.store(self.scores, where, e)
-                b.store(part, (v,), part[v] + e)
+        self.exponentials(count, shift, part)
         for v in range(self.vectors):
             old = self.total[v]
             b.store(self.total, (v,), op("fma", old, factor[v], part[v]) if factor
                     else old + part[v])
-        values = b.let("vv", self.v_base + key * p.v.step)
-        for rows in row_blocks(p.width, self.whole.tile.rows):
-            with _repeated(b, rows) as at:
-                self.weigh(b.let("vo", values + at * p.v.inner), at, rows.height, count, factor)
+        self.weigh_values(b.let("vv", self.v_base + key * p.v.step), count, factor)
+
+    def score_keys(self, keys: Expr, count: Expr) -> None:
+        """The scores of `count` keys, which begin at `keys`, and their maxima if nothing alters
+        them."""
+        number = getattr(count, "value", count)
+        for rows in row_blocks(number, self.whole.tile.rows):
+            with _repeated(self.b, rows) as at:
+                self.score(self.b.let("ko", keys + at * self.p.k.step), at, rows.height)
+
+    def exponentials(self, count: Expr, shift: list[Expr], part: Buffer) -> None:
+        """Exchanges scores for their exponentials, which `part` sums."""
+        b, lanes = self.b, self.lanes
+        with b.loop("j", count) as j:
+            for v in range(self.vectors):
+                where = self.score_at(j, v)
+                e = b.let("d", load(self.scores, where, lanes) - shift[v])
+                e = b.let("e", exp_up_to_one(e))
+                b.store(self.scores, where, e)
+                b.store(part, (v,), part[v] + e)
+
+    def weigh_values(self, values: Expr, count: Expr, factor: list[Expr]) -> None:
+        """Takes `count` values, which begin at `values`, into the sums."""
+        for rows in row_blocks(self.p.width, self.whole.tile.rows):
+            with _repeated(self.b, rows) as at:
+                origin = self.b.let("vo", values + at * self.p.v.inner)
+                self.weigh(origin, at, rows.height, count, factor)
 
     def score(self, origin: Expr, at: Expr, height: int) -> None:
         """scores[at:at + height] = keys x queries."""
@@ -362,7 +400,7 @@ class _Panel:
                     b.store(acc, (r, v), op("fma", x, columns[v], acc[r, v]))
         for r in range(height):
             for v in range(self.vectors):
-                b.store(self.scores, ((at + r) * self.across + v * lanes,), acc[r, v])
+                b.store(self.scores, self.score_at(at + r, v), acc[r, v])
                 if not p.alters():
                     self.raise_top(v, acc[r, v])
 
@@ -393,7 +431,7 @@ class _Panel:
                 return p.writer.value(e, row, lanes, self.start + v * lanes, counts[v])
 
             for v in range(self.vectors):
-                where = (j * self.across + v * lanes,)
+                where = self.score_at(j, v)
                 after = op("ge", rows[v], broadcast(bound, lanes)) if bound is not None else None
                 score = p.altered(load(self.scores, where, lanes), operand(p.bias, v),
                                   operand(p.mask, v), after)
@@ -427,7 +465,7 @@ class _Panel:
         b, p, lanes = self.b, self.p, self.lanes
         acc = accumulators(b, Tile(height, self.vectors), lanes)
         with b.loop("j", count) as j:
-            columns = [b.let("w", load(self.scores, (j * self.across + v * lanes,), lanes))
+            columns = [b.let("w", load(self.scores, self.score_at(j, v), lanes))
                        for v in range(self.vectors)]
             for r in range(height):
                 x = load(p.v.buffer, (origin + j * p.v.step + r * p.v.inner,))
@@ -436,7 +474,7 @@ class _Panel:
                     b.store(acc, (r, v), op("fma", x, columns[v], acc[r, v]))
         for r in range(height):
             for v in range(self.vectors):
-                where = ((at + r) * self.across + v * lanes,)
+                where = self.sum_at(at + r, v)
                 old = load(self.sums, where, lanes)
                 b.store(self.sums, where, op("fma", old, factor[v], acc[r, v]) if factor
                         else acc[r, v])
@@ -453,7 +491,7 @@ class _Panel:
             vectors = []
             for i in range(lanes):
                 d = column + i if p.width % lanes == 0 else op("min", column + i, p.width - 1)
-                value = load(self.sums, (d * self.across + v * lanes,), lanes)
+                value = load(self.sums, self.sum_at(d, v), lanes)
                 vectors.append(b.let("y", p.result(value, by)))
             count = None if p.width % lanes == 0 else b.let(
                 "count", op("min", const(p.width) - column, lanes))

@@ -34,6 +34,7 @@ from ...passes.schedule.pixel_lanes import pixel_lanes_rule
 from ...passes.schedule.rows import ROW_RULES
 from ...passes.schedule.tile_gemm import tile_conv_rule, tile_matmul_rule
 from ...passes.schedule.winograd import winograd_rule
+from ...passes.views import place_views
 from ...runtime import abi
 from ..base import (
     Build,
@@ -150,6 +151,7 @@ def lower_for(graph: Graph, variant: Variant, exact: bool = False,
             if kernel not in done:
                 done[kernel] = legalise(kernel, capabilities)
             step.kernel = done[kernel]  # type: ignore[attr-defined]
+    program.notes += place_views(program)
     share(program)
     return program
 

@@ -5,6 +5,7 @@ the one to keep; the product of the difference may be rounded.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from smelt.compilation import Request
 from smelt.errors import TargetError, UsageError
 from smelt.inspect_model import read_report
 from smelt.ir.graph.interpreter import interpret
-from smelt.passes.graph.pipeline import Options
+from smelt.passes.graph.pipeline import Options, optimise
 from smelt.precision import _choose, choose_products, loss
 from smelt.targets.cpu.isa import native
 
@@ -69,6 +70,34 @@ def test_models_without_such_products_and_with_open_sizes(rng):
     graph = helper.make_graph([node], "g", infos[:1], infos[1:], [a])
     choice = choose_products(Request(helper.make_model(graph)).graph(), BF16, 0.999)
     assert choice.keep == () and "accuracy was not measured: size 'T'" in choice.note
+
+
+def attention(offset: float) -> bytes:
+    """softmax(q k) (v + offset) - offset, of 40 rows and 48 keys."""
+    shapes = {"q": (1, 2, 40, 16), "k": (1, 2, 48, 16), "v": (1, 2, 48, 16), "y": (1, 2, 40, 16)}
+    infos = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()}
+    nodes = [helper.make_node("Transpose", ["k"], ["t"], "turned", perm=[0, 1, 3, 2]),
+             helper.make_node("MatMul", ["q", "t"], ["s"], "scores"),
+             helper.make_node("Softmax", ["s"], ["p"], "probabilities", axis=-1),
+             helper.make_node("Add", ["v", "offset"], ["w"], "moved"),
+             helper.make_node("MatMul", ["p", "w"], ["z"], "averages"),
+             helper.make_node("Sub", ["z", "offset"], ["y"], "back")]
+    held = [numpy_helper.from_array(np.array(offset, np.float32), "offset")]
+    graph = helper.make_graph(nodes, "g", [infos[n] for n in "qkv"], [infos["y"]], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)],
+                             ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize(("offset", "kept"), [(0.0, 0), (500.0, 1)])
+def test_attention_is_a_product_that_may_be_kept(offset, kept):
+    """The offset takes the digits that bf16 has for the values."""
+    options = replace(BF16, attention=True)
+    choice = choose_products(Request(attention(offset)).graph(), options, 0.999)
+    assert choice.products == 1 and len(choice.keep) == kept
+    graph = Request(attention(offset)).graph()
+    optimise(graph, replace(options, keep=choice.keep))
+    (node,) = [n for g in graph.walk_graphs() for n in g.nodes if n.op == "attention"]
+    assert node.attrs["rounded"] is not bool(kept)
 
 
 def test_products_are_kept_by_loss_for_work():

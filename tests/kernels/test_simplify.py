@@ -1,12 +1,15 @@
 """Kernels lose what their constants decide, and nothing else."""
 
 import numpy as np
+import pytest
 
+from smelt.errors import ModelError
 from smelt.ir import dtype as dt
-from smelt.ir.expr import const, op
+from smelt.ir.expr import Var, const, minimum, op, var
 from smelt.ir.kernel.builder import Builder
 from smelt.ir.kernel.interpreter import run_kernel
-from smelt.ir.kernel.nodes import For, If, Let, Store, While, statements
+from smelt.ir.kernel.nodes import Alloc, Block, For, If, Let, Store, While, statements
+from smelt.ir.kernel.verifier import verify
 from smelt.passes.kernel.simplify import simplify
 
 
@@ -58,3 +61,58 @@ def test_effect_stays(rng):
         results.append(y)
     np.testing.assert_array_equal(*results)
     assert results[0][7] == x[3] + np.float32(1) and results[0][0] == 2 * x[0]
+
+
+def tiled():
+    """Tiles of 8 of 8 elements: one, whose loop and memory are as long as a name says."""
+    b = Builder("k")
+    x, y = b.param("x", dt.f32, (8,)), b.param("y", dt.f32, (8,))
+    with b.loop("tile", 1) as tile:
+        count = b.let("count", minimum(8 - tile * 8, 8))
+        held = b.alloc("held", dt.f32, (count,))
+        with b.loop("i", count) as i:
+            b.store(held, i, x[tile * 8 + i] * 2.0)
+        with b.loop("j", count) as j:
+            b.store(y, tile * 8 + j, held[j] + held[count - 1 - j])
+    return b.kernel()
+
+
+def test_loops_and_memory_as_long_as_a_name_that_goes(rng):
+    """What a variable of a loop promises names it, too, although no statement holds that."""
+    x, y = rng.standard_normal(8).astype(np.float32), np.zeros(8, np.float32)
+    after = simplify(tiled())
+    verify(after)
+    assert not any(isinstance(s, Let) for s in statements(after.body))
+    assert [s.var.extent for s in statements(after.body) if isinstance(s, For)] == [8, 8]
+    assert [s.buffer.shape for s in statements(after.body) if isinstance(s, Alloc)] == [(8,)]
+    run_kernel(after, [x, y], {})
+    np.testing.assert_array_equal(y, 2 * x + 2 * x[::-1])
+
+
+def promising(bound: Var):
+    """A loop of three rounds that promises to stay below a name, which nothing else uses."""
+    b = Builder("k")
+    x, y = b.param("x", dt.f32, (12,)), b.param("y", dt.f32, (12,))
+    with b.loop("i", 4) as i:
+        b.emit(Let(bound, i + 3))
+        j = var("j", extent=bound)
+        b.emit(For(j, 3, Block(Store(y, (i * 3 + j,), x[i * 3 + j] + 1.0, None))))
+    return b.kernel()
+
+
+def test_names_that_only_a_promise_uses_stay(rng):
+    after = simplify(promising(var("bound", low=3)))
+    verify(after)
+    assert [s.var.name for s in statements(after.body) if isinstance(s, Let)] == ["bound"]
+    x, y = rng.standard_normal(12).astype(np.float32), np.zeros(12, np.float32)
+    run_kernel(after, [x, y], {})
+    np.testing.assert_array_equal(y, x + 1)
+
+
+def test_promises_of_unknown_names_are_refused():
+    b = Builder("k")
+    y = b.param("y", dt.f32, (12,))
+    i = var("i", extent=12 + var("gone", low=0))
+    b.emit(For(i, 12, Block(Store(y, (i,), const(1, dt.f32), None))))
+    with pytest.raises(ModelError, match="gone is used where it is not defined"):
+        verify(b.kernel())

@@ -120,7 +120,7 @@ def _reference(ctx: OpContext, q, k, v, bias=None, mask=None):
 define(OpDef(
     "attention", "reduction", _infer, _reference, _body,
     attrs={"scale": 1.0, "softcap": 0.0, "causal": False, "offset": 0, "fill": -math.inf,
-           "masked": False, "guarded": False, "perm": (0, 1, 2, 3)},
+           "masked": False, "guarded": False, "rounded": False, "perm": (0, 1, 2, 3)},
     doc="softmax(q k^T * scale) v of q [B, H, S, D], k [B, Hk, T, D], v [B, Hk, T, Dv] to "
         "[B, H, S, Dv]; query head h reads key head h // (H / Hk). In order: scores are capped to "
         "softcap * tanh(scores / softcap) if softcap is not 0; operand 3 (bias, optional) is "
@@ -128,5 +128,5 @@ define(OpDef(
         "position is above the row's + `offset`, `fill` replaces them. Bias and mask broadcast to "
         "[B, H, S, T]. With `masked`, a row that sees no key gives 0; with `guarded`, NaN among "
         "the probabilities counts as 0. The result is transposed by `perm`. Computed in f32 at "
-        "least.",
+        "least; with `rounded`, both products may round their operands to bf16.",
 ))
