@@ -71,7 +71,7 @@ def choose_products(graph: Graph, options: Any, accuracy: float,
         inputs = random_inputs(specs, {}, SEED, probe.symbols_origin)
     except UsageError as error:
         return Choice(products=len(products), note=f"accuracy was not measured: {error}")
-    names, work = [n.origin for n in products], [_work(n) for n in products]
+    names, work = [n.origin for n in products], [work_of(n) for n in products]
     switches = [_with_switch(probe, node, f"rounded{k}") for k, node in enumerate(products)]
     progress("building the probe of precision", 0, 1)
     with tempfile.TemporaryDirectory(prefix="smelt-") as folder:
@@ -89,18 +89,36 @@ def choose_products(graph: Graph, options: Any, accuracy: float,
                        lambda rounded: loss(exact, outputs(rounded)), progress)
 
 
-def _choose(names: Sequence[str], work: Sequence[float], allowed: float,
-            measured: Callable[[np.ndarray], float], progress: Progress) -> Choice:
+def _choose(names: Sequence[str], work: Sequence[float], allowed: float, measured: Measured,
+            progress: Progress) -> Choice:
     """Keeps the products with the highest measured loss for their work until what is left loses
     no more than `allowed`."""
     count = len(names)
     plain = measured(np.ones(count))
     if plain <= allowed:
         return Choice((), count, 1 - plain, 1 - plain)
+    kept, reached = to_keep(losses_of(count, measured, progress), work, allowed, measured)
+    return Choice(tuple(sorted({names[k] for k in kept})), count, 1 - plain, 1 - reached)
+
+
+Measured = Callable[[np.ndarray], float]
+"""The loss with these shares (0 or 1) of the products rounded."""
+
+
+def losses_of(count: int, measured: Measured, progress: Progress) -> np.ndarray:
+    """What each of so many products loses when it alone is rounded."""
     losses = np.zeros(count)
     for k in range(count):
         progress("measuring the products' precision", k, count)
         losses[k] = measured(np.arange(count) == k)
+    return losses
+
+
+def to_keep(losses: np.ndarray, work: Sequence[float], allowed: float,
+            measured: Measured) -> tuple[list[int], float]:
+    """The products with the highest loss for their work without which the rest loses no more than
+    `allowed`, and what the rest loses."""
+    count = len(losses)
     order = np.argsort(-losses / np.asarray(work), kind="stable")
     left = losses[order][::-1].cumsum()[::-1]  # left[k]: the loss of order[k:]
     kept = int((left > allowed).sum())
@@ -109,14 +127,13 @@ def _choose(names: Sequence[str], work: Sequence[float], allowed: float,
         rounded[order[:kept]] = 0
         reached = measured(rounded)
         if reached <= allowed or kept == count:
-            break
+            return [int(k) for k in order[:kept]], reached
         kept = min(count, kept + max(1, count // 32))
-    keep = tuple(sorted({names[int(k)] for k in order[:kept]}))
-    return Choice(keep, count, 1 - plain, 1 - reached)
 
 
 def loss(exact: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
-    """The largest 1 - cosine between outputs; those that are not finite numbers do not count."""
+    """The largest 1 - cosine between outputs; those that are not finite numbers do not count, and
+    zeros in place of something else have a cosine of 0."""
     worst = 0.0
     for a, b in zip(exact, actual, strict=True):
         if a.shape != b.shape or a.dtype.kind not in "fV":
@@ -129,10 +146,12 @@ def loss(exact: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
             return 1.0
         if lengths:
             worst = max(worst, 1 - float(x @ y) / lengths)
+        elif x.any():
+            return 1.0
     return worst
 
 
-def _work(node: Node) -> float:
+def work_of(node: Node) -> float:
     """Multiplications of a product; an unknown number of results counts as 1."""
     w = node.inputs[1]
     assert w is not None and w.constant is not None
@@ -142,6 +161,17 @@ def _work(node: Node) -> float:
 
 
 def _with_switch(probe: Graph, node: Node, name: str) -> str:
+    """The switch of a product's rounding to bf16."""
+    x, w = node.inputs[:2]
+    graph = node.graph
+    assert x is not None and w is not None and w.constant is not None and graph is not None
+    rounded = graph.add("cast", [x], {"to": dt.bf16}, origin=node.origin)
+    rounded = graph.add("cast", [rounded], {"to": dt.f32}, origin=node.origin)
+    return with_switch(probe, node, name, rounded,
+                       w.constant.astype(dt.bf16.numpy).astype(np.float32))
+
+
+def with_switch(probe: Graph, node: Node, name: str, rounded: Value, weights: np.ndarray) -> str:
     """Gives a product operands that are rounded by a share s, an f32 input of the graph called
     `name`: x W becomes (x + s (r - x)) W + s r (R - W), with r and R the roundings of x and W."""
     from .ir.graph.core import TensorType
@@ -155,11 +185,10 @@ def _with_switch(probe: Graph, node: Node, name: str) -> str:
     def add(op: str, *inputs: Value, **attrs: Any) -> Value:
         return graph.add(op, list(inputs), attrs, origin=node.origin)
 
-    rounded = add("cast", add("cast", x, to=dt.bf16), to=dt.f32)
     mixed = add("add", x, add("mul", add("sub", rounded, x), share))
-    error = w.constant.astype(dt.bf16.numpy).astype(np.float32) - w.constant
     first = add(node.op, mixed, w, **node.attrs)
-    second = add(node.op, add("mul", rounded, share), graph.constant(error), **node.attrs)
+    second = add(node.op, add("mul", rounded, share), graph.constant(weights - w.constant),
+                 **node.attrs)
     graph.replace(node.output, add("add", first, second))
     graph.erase(node)
     return name
