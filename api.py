@@ -64,10 +64,11 @@ def compile(source: Any, target: str = "cpu", *,
     and keep them. passes: graph passes in place of the target's own. states: pairs (output, input)
     that the model keeps between runs. name: prefix of the C names. options: what the target alone
     knows. quantize: a scheme for weights, such as "w4", or "int8" for weights and activations;
-    group: how many of them share a scale; method: "rtn", "gptq", "awq" or "descent", for int8 "rtn"
-    or "smoothquant"; data: samples of inputs, a folder of npz files or mappings from names to
-    arrays; keep: patterns of names of layers that stay at 8 bits, or in floats for int8; ranges:
-    how int8 chooses those of activations, "mse", "minmax", "percentile", "entropy" or "nonzero".
+    group: how many of them share a scale; method: "rtn", "gptq", "awq", "descent" or, with
+    activations of 8 bits, "outliers"; for int8 "rtn" or "smoothquant"; data: samples of inputs, a
+    folder of npz files or mappings from names to arrays; keep: patterns of names of layers that
+    stay at 8 bits, or in floats for int8; ranges: how int8 chooses those of activations, "mse",
+    "minmax", "percentile", "entropy" or "nonzero".
     tune: measure the plans of kernels on this machine, for about `tune_seconds`; what was measured
     before, for any model, is used again. tuning: a file of records of such measurements, to be
     used, and with `tune` to be written. progress: called with (what, steps done, steps in all).

@@ -84,8 +84,9 @@ def compile(
     group: Annotated[int | None, typer.Option("--group", help="Weights that share a scale; 0 for "
                                               "whole columns.")] = None,
     method: Annotated[str | None, typer.Option(
-        "--method", metavar="rtn|gptq|awq|descent", help="How weights are rounded; gptq by default "
-        "where there is data, else rtn. For int8 rtn or smoothquant.")] = None,
+        "--method", metavar="rtn|gptq|awq|descent|outliers|smoothquant", help="How weights are "
+        "rounded; gptq by default where there is data, else rtn. outliers: large channels of "
+        "activations stay floats (with a8). For int8 rtn or smoothquant.")] = None,
     ranges: Annotated[str | None, typer.Option(
         "--ranges", metavar="mse|minmax|percentile|entropy|nonzero", help="How int8 chooses the "
         "ranges of activations.")] = None,

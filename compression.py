@@ -55,8 +55,8 @@ class Compression:
             return
         if self.ranges is not None:
             raise UsageError(f"ranges are chosen for {STATIC}, not for {self.scheme}")
-        parse_scheme(self.scheme, self.group)
-        if check_method(self.chosen) != "rtn" and self.data is None:
+        scheme = parse_scheme(self.scheme, self.group)
+        if check_method(self.chosen, scheme) != "rtn" and self.data is None:
             raise UsageError(f"method {self.chosen} needs samples of the model's inputs: give "
                              f"data, a folder of npz files")
 

@@ -31,8 +31,9 @@ STATIC_METHODS = ("rtn", "smoothquant")
 DEFAULT_RANGES = "mse"
 """How ranges are chosen where nothing is said."""
 
-METHODS = ("rtn", "gptq", "awq", "descent")
-"""How weights are rounded; all but the first need calibration data."""
+METHODS = ("rtn", "gptq", "awq", "descent", "outliers")
+"""How weights are rounded, all but the first by calibration data; the last rounds to the nearest
+and keeps large channels of activations in floats."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def parse_scheme(text: str, group: int | None = None) -> Scheme:
     scheme likes). Raises UsageError offering the nearest names."""
     name = text.removesuffix(ROUNDED)
     if name not in WEIGHTS:
-        names = [STATIC, *(f"{w}{a}" for w in WEIGHTS for a in ("", ROUNDED))]
+        names = [*(f"{w}{a}" for w in WEIGHTS for a in ("", ROUNDED)), STATIC]
         near = difflib.get_close_matches(text, names, 3, 0.4)
         raise UsageError(f"there is no scheme {text!r} to quantise by: "
                          f"{'did you mean' if near else 'use one of'} "
@@ -69,10 +70,13 @@ def parse_scheme(text: str, group: int | None = None) -> Scheme:
     return Scheme(text, Integers(size, bits, zeros=bits < 8), text != name)
 
 
-def check_method(name: str) -> str:
-    """The method's name. Raises UsageError when there is none."""
+def check_method(name: str, scheme: Scheme) -> str:
+    """The method's name. Raises UsageError when there is none, or not for the scheme."""
     if name not in METHODS:
         raise UsageError(f"there is no method {name!r}: use one of {', '.join(METHODS)}")
+    if name == "outliers" and not scheme.rounded:
+        raise UsageError(f"method outliers is for activations of 8 bits: use "
+                         f"{scheme.name}{ROUNDED} in place of {scheme.name}")
     return name
 
 
