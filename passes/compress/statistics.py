@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass
 class Statistics:
-    """Of rows [rows, K]: how many, their Gram matrix X'X [K, K], and the sums and the largest of |x|
+    """Of rows [rows, K]: how many, their Gram matrix X'X [K, K], and sums and maxima of |x|
     [K], in f64.
 
     The Gram matrix is all that the error of a product depends on: for weights W [N, K] that become
