@@ -157,9 +157,10 @@ def place(graph: Graph, layers: Sequence[Layer]) -> Placement:
             made = [(v, p) for v in dict.fromkeys(node.inputs) if v is not None
                     and v.type.numel == node.output.type.numel and v not in placement.groups
                     and (p := _product_behind(v)) is not None and p in chosen]
-            # The first product's kernel computes this node, the others leave their results.
+            # The kernel of the first product that nothing else needs computes this node, the others
+            # leave their results.
             made.sort(key=lambda pair: order[pair[1]])
-            kept = [v for v, _ in made[:1] if len(v.users) == 1]
+            kept = [v for v, _ in made if len(v.users) == 1][:1]
             for value, _ in made:
                 if value not in kept:
                     placement.add([value])

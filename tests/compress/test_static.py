@@ -202,6 +202,25 @@ def test_bytes_from_end_to_end(rng, tmp_path):
     assert names.count("_conv") + names.count("_matmul") == 10 and "_depthwise" in names
 
 
+def test_fewer_layers_need_no_other_ranges(rng):
+    """What is observed for all layers is enough when some of them stay floats."""
+    g = Graph()
+    x = y = g.add_input("x", TensorType(dt.f32, (1, 4, 5, 5)))
+    for k in range(7):
+        w = g.constant(rng.standard_normal((4, 4, 1, 1)).astype(np.float32))
+        y = g.add("relu", [g.add("conv", [y, w])])
+        if k % 2:
+            x = y = g.add("relu", [g.add("add", [x, g.add("conv", [y, w])])])
+    g.outputs.append(y)
+    layers = layers_of(g)
+    every = set(place(g, layers).groups)
+    assert len(every) >= 9
+    for first in range(len(layers)):
+        for last in range(first, len(layers)):
+            rest = [*layers[:first], *layers[last + 1:]]
+            assert set(place(g, rest).groups) <= every
+
+
 @pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3", "cpu:generic"])
 def test_a_whole_network_stays_close(target, rng, tmp_path, cached):
     path = image_net(rng, tmp_path / "m.onnx")
