@@ -270,13 +270,14 @@ class _Ranges:
 
 
 def _prepare(graph: Graph) -> None:
-    """Brings constants to where products read them, and makes one operator of each function that
-    is written out."""
+    """Makes one operator of each function that is written out, and brings constants to where
+    products read them."""
     from .passes.compress.quantise import prepare
     from .passes.graph.base import Pipeline
 
+    # Functions first: their factors would go into weights.
+    Pipeline.parse("dce,fold,cse,canonicalise,fold,cse,recognise").run(graph)
     prepare(graph)
-    Pipeline.parse("recognise,fold_affine,canonicalise,fold,cse,dce").run(graph)
 
 
 def _quantise(graph: Graph, layers: Sequence[Layer], ranges: _Ranges,

@@ -8,7 +8,7 @@ concatenation, which then move bytes. Weights have one scale for each feature an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,6 +124,11 @@ class Placement:
             self.readers.setdefault(value, set())
             self.groups[self.find(value)] = self.find(values[0])
 
+    def add_each(self, values: Iterable[Value]) -> None:
+        """Quantises values with a range of their own each."""
+        for value in values:
+            self.add([value])
+
 
 def sources(value: Value) -> list[Value]:
     """The values whose elements are moved to make this one."""
@@ -157,13 +162,11 @@ def place(graph: Graph, layers: Sequence[Layer]) -> Placement:
             made = [(v, p) for v in dict.fromkeys(node.inputs) if v is not None
                     and v.type.numel == node.output.type.numel and v not in placement.groups
                     and (p := _product_behind(v)) is not None and p in chosen]
-            # The kernel of the first product that nothing else needs computes this node, the others
-            # leave their results.
+            # The kernel of the first product whose result goes nowhere else computes this node, the
+            # others leave their results.
             made.sort(key=lambda pair: order[pair[1]])
-            kept = [v for v, _ in made if len(v.users) == 1][:1]
-            for value, _ in made:
-                if value not in kept:
-                    placement.add([value])
+            inside = [(v, p) for v, p in made if all(_is_elementwise(u) for u in v.users)]
+            placement.add_each(v for v, p in made if (v, p) not in inside or p is not inside[0][1])
     for value, readers in placement.readers.items():
         for user in value.users:
             if user.graph is graph and (user in chosen or user.op in (*MOVES, "concat")

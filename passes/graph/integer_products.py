@@ -21,6 +21,7 @@ from ...ir.graph.definition import lookup
 from ...ir.graph.interpreter import run_node
 from .base import Pass, register
 from .rewrite import only_user, producer, rewrite, rule
+from .zero_points import less_constant
 
 _BYTES = (dt.u8, dt.i8)
 _MOVES = ("reshape", "transpose", "cast")
@@ -122,7 +123,8 @@ def _fits(node: Node, left: Quantised, weights: np.ndarray) -> bool:
 
 @rule("conv", "matmul")
 def integer_product(node: Node, graph: Graph) -> Value | None:
-    """product(dequantize(x), dequantize(w)) to f32(product(x - zx, w - zw)) * (sx * sw)."""
+    """product(dequantize(x), dequantize(w)) to f32(product(x, v) - zx * sum(v)) * (sx * sw), with
+    v = w - zw."""
     if node.output.dtype is not dt.f32:
         return None
     left, right = dequantised(node.inputs[0]), dequantised(node.inputs[1])
@@ -134,13 +136,10 @@ def integer_product(node: Node, graph: Graph) -> Value | None:
     narrow = weights.size == 0 or bool(weights.min() >= dt.i8.min and weights.max() <= dt.i8.max)
     if scale is None or not narrow or not _fits(node, left, weights):
         return None
-    x, at = left.value, node.origin
-    if left.zero.any():
-        wide = graph.add("cast", [x], {"to": dt.i32}, origin=at)
-        x = graph.add("sub", [wide, graph.constant(left.zero.reshape(()).astype(np.int32))],
-                      origin=at)
-    w = graph.constant(weights.astype(np.int8))
-    total = graph.add(node.op, [x, w], {**node.attrs, "dtype": dt.i32}, origin=at)
+    at, whole = node.origin, {**node.attrs, "dtype": dt.i32}
+    w = weights.astype(np.int8)
+    bare = graph.add_node(node.op, [left.value, graph.constant(w)], whole, origin=at)
+    total = less_constant(bare, graph, left.value, w, -int(left.zero.reshape(())))
     factor = left.scale.reshape(()) * scale
     if not (np.isfinite(factor) & (factor >= np.finfo(np.float32).tiny)).all():
         return None
@@ -194,8 +193,11 @@ def _scaled_sum(node: Node) -> tuple[Value, np.ndarray] | None:
     cast, scale = producer(node, 0, "cast"), evaluated(node.inputs[1])
     total = None if cast is None else cast.inputs[0]
     if cast is None or total is None or scale is None or total.dtype is not dt.i32 \
-            or only_user(cast.output) is not node or only_user(total) is not cast \
-            or total.node is None or total.node.op not in ("conv", "matmul"):
+            or only_user(cast.output) is not node or only_user(total) is not cast:
+        return None
+    product = producer(total.node, 0) if total.node is not None and total.node.op == "add" \
+        else total.node
+    if product is None or product.op not in ("conv", "matmul"):
         return None
     return total, scale
 

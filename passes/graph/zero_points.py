@@ -79,7 +79,7 @@ def narrow_operand(node: Node, graph: Graph) -> Value | None:
             or not _is_integer_product(node) or found[0] is node.inputs[0]:
         return None
     x, offset = found
-    return _less_constant(node, graph, x, w.constant, offset) \
+    return less_constant(node, graph, x, w.constant, offset) \
         if x.dtype.min <= -offset <= x.dtype.max else None
 
 
@@ -151,12 +151,12 @@ def unsigned_operand(node: Node, graph: Graph) -> Value | None:
     wide = graph.add("cast", [x], {"to": dt.i32}, origin=node.origin)
     moved = graph.add("add", [wide, graph.constant(np.int32(HALF))], origin=node.origin)
     moved = graph.add("cast", [moved], {"to": dt.u8}, origin=node.origin)
-    return _less_constant(node, graph, moved, w.constant, -HALF)
+    return less_constant(node, graph, moved, w.constant, -HALF)
 
 
-def _less_constant(node: Node, graph: Graph, x: Value, w: np.ndarray, offset: int) -> Value:
-    """product(x, w) + offset * sum(w); where a convolution pads x + offset by some value, it pads
-    x by that value less the offset."""
+def less_constant(node: Node, graph: Graph, x: Value, w: np.ndarray, offset: int) -> Value:
+    """What product(x + offset, w) is, as product(x, w) + offset * sum(w), with the attributes of
+    `node`; where a convolution pads x + offset by some value, it pads x by that less the offset."""
     weights = w.astype(np.int64)
     attrs = dict(node.attrs)
     if node.op == "conv":

@@ -256,6 +256,25 @@ def test_onnx_runtime_agrees_with_the_rounded_model(rng, tmp_path, cached):
     assert cosine(got, want) > 0.9995
 
 
+def test_functions_and_reshapes_between_products(rng, tmp_path):
+    """A GELU that is written out stays one operator in the kernel of the product before it, not
+    quantised halfway; bytes go through a reshape, and no product reads wider integers."""
+    n = Net(rng, (1, 12, 40))
+    x = n.product("x", 40, 64)
+    y = n.add("Erf", n.add("Div", x, n.array(np.float32(np.sqrt(2)))))
+    y = n.add("Mul", n.add("Mul", x, n.add("Add", y, n.array(np.float32(1)))),
+              n.array(np.float32(0.5)))
+    y = n.add("Reshape", y, n.array(np.array([1, 6, 128])))
+    path = n.save(tmp_path / "m.onnx", n.product(y, 128, 24))
+    built = build(path, quantize="int8", data=[{"x": np.asarray(
+        rng.standard_normal((1, 12, 40)), np.float32)}])
+    ops = [m.op for k in built.graph.ordered() for r in k.regions for m in r.ordered()]
+    assert ops.count("gelu") == 1 and "erf" not in ops and ops.count("requantize") == 1
+    lefts = [m.inputs[0].dtype for k in built.graph.ordered() for r in k.regions
+             for m in r.ordered() if m.op == "matmul" and m.inputs[0] is not None]
+    assert lefts == [dt.u8, dt.u8]
+
+
 def sensitive_net(rng, path: Path) -> Path:
     """relu(x A - offset) B, with columns of A whose sums with x are near the offset: A is the
     product that 8 bits are too few for."""

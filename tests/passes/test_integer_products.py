@@ -91,8 +91,8 @@ def test_a_product_is_one_of_integers_times_a_scale(form, dtype, zero, per_featu
     p.graph.outputs.append(p.product)
     wanted = p.run()
     ops = p.after()
-    assert ops == (["cast", "add"] if zero else []) + [
-        "conv" if form is not MATMUL else "matmul", "cast", "mul"]
+    assert ops == ["conv" if form is not MATMUL else "matmul", *(["add"] if zero else []), "cast",
+                   "mul"]
     close(p.run(), wanted)
 
 
