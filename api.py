@@ -38,13 +38,13 @@ def compile(source: Any, target: str = "cpu", *,
             fixed: Mapping[str, np.ndarray] | None = None,
             output: str | Path | None = None, threads: int | bool | None = None,
             optimize: int = 2, exact: bool = False, precision: str = "f32",
-            accuracy: float = 0.999, passes: str | None = None,
+            accuracy: float | None = None, passes: str | None = None,
             states: Sequence[tuple[str, str]] = (),
             name: str = "model", options: Mapping[str, str] | None = None,
             quantize: str | None = None, group: int | None = None, method: str | None = None,
-            data: Samples | None = None, keep: Sequence[str] = (), cache: bool = True,
-            tune: bool = False, tune_seconds: float = 60.0, tuning: str | Path | None = None,
-            progress: Progress | None = None) -> Module:
+            data: Samples | None = None, keep: Sequence[str] = (), ranges: str | None = None,
+            cache: bool = True, tune: bool = False, tune_seconds: float = 60.0,
+            tuning: str | Path | None = None, progress: Progress | None = None) -> Module:
     """Compiles a model and loads it.
 
     source: the path of an ONNX file, its bytes, a ModelProto, a torch.export.ExportedProgram (or
@@ -59,16 +59,19 @@ def compile(source: Any, target: str = "cpu", *,
     convolutions with constant weights round their operands to bf16, sums and all else stay f32; or
     "bf16-storage" or "f16-storage": only those weights, and large tables of embeddings, are
     rounded, to take half the memory, and all arithmetic stays f32. accuracy: the least cosine to
-    f32 of any output with bf16; products that it takes more bits for are found on random inputs and
-    keep their operands; 0 measures nothing. passes: graph passes in place of the target's own.
-    states: pairs (output, input) that the model keeps between runs. name: prefix of the C names.
-    options: what the target alone knows. quantize: a scheme for weights, such as "w4"; group: how
-    many of them share a scale; method: "rtn", "gptq", "awq" or "descent"; data: samples of inputs,
-    a folder of npz files or mappings from names to arrays; keep: patterns of names of layers that
-    stay at 8 bits. tune: measure the plans of kernels on this machine, for about `tune_seconds`;
-    what was measured before, for any model, is used again. tuning: a file of records of such
-    measurements, to be used, and with `tune` to be written. progress: called with (what, steps
-    done, steps in all).
+    f32 of any output, with bf16 on random inputs (0.999 by default; 0 measures nothing), with
+    quantize="int8" on the data (by default none); products that it takes more bits for are found
+    and keep them. passes: graph passes in place of the target's own. states: pairs (output, input)
+    that the model keeps between runs. name: prefix of the C names. options: what the target alone
+    knows. quantize: a scheme for weights, such as "w4", or "int8" for weights and activations;
+    group: how many of them share a scale; method: "rtn", "gptq", "awq", "descent" or, with
+    activations of 8 bits, "outliers"; for int8 "rtn" or "smoothquant"; data: samples of inputs, a
+    folder of npz files or mappings from names to arrays; keep: patterns of names of layers that
+    stay at 8 bits, or in floats for int8; ranges: how int8 chooses those of activations, "mse",
+    "minmax", "percentile", "entropy" or "nonzero".
+    tune: measure the plans of kernels on this machine, for about `tune_seconds`; what was measured
+    before, for any model, is used again. tuning: a file of records of such measurements, to be
+    used, and with `tune` to be written. progress: called with (what, steps done, steps in all).
 
     Raises ModelError, TargetError, UsageError, OutputError, or InputError for bad samples.
     """
@@ -78,7 +81,8 @@ def compile(source: Any, target: str = "cpu", *,
                       threads=threads is not False and threads != 0, optimize=optimize,
                       exact=exact, precision=precision, accuracy=accuracy, passes=passes,
                       states=tuple(states), name=name, extra=options,
-                      compression=compression_of(quantize, group, method, data, keep))
+                      compression=compression_of(quantize, group, method, data, keep, ranges,
+                                                 accuracy))
     if tune or tuning is not None:
         from .tuning import with_records
 
@@ -111,11 +115,12 @@ def build(source: Any, target: str = "cpu", *,
           dims: Mapping[str, int] | None = None,
           fixed: Mapping[str, np.ndarray] | None = None, threads: bool = True,
           optimize: int = 2, exact: bool = False, precision: str = "f32",
-          accuracy: float = 0.999, passes: str | None = None,
+          accuracy: float | None = None, passes: str | None = None,
           states: Sequence[tuple[str, str]] = (), name: str = "model",
           options: Mapping[str, str] | None = None, quantize: str | None = None,
           group: int | None = None, method: str | None = None, data: Samples | None = None,
-          keep: Sequence[str] = (), progress: Progress | None = None) -> Build:
+          keep: Sequence[str] = (), ranges: str | None = None,
+          progress: Progress | None = None) -> Build:
     """Compiles a model without packing it: the program, the graph and the reports stay at hand.
 
     Parameters and errors as of `compile`.
@@ -123,21 +128,23 @@ def build(source: Any, target: str = "cpu", *,
     request = Request(source, target, shapes=shapes, dims=dims, fixed=fixed, threads=threads,
                       optimize=optimize, exact=exact, precision=precision, accuracy=accuracy,
                       passes=passes, states=tuple(states), name=name, extra=options,
-                      compression=compression_of(quantize, group, method, data, keep))
+                      compression=compression_of(quantize, group, method, data, keep, ranges,
+                                                 accuracy))
     return request.build(progress)
 
 
 def compression_of(scheme: str | None, group: int | None, method: str | None,
-                 data: Samples | None, keep: Sequence[str]) -> Compression | None:
+                 data: Samples | None, keep: Sequence[str], ranges: str | None = None,
+                 accuracy: float | None = None) -> Compression | None:
     """How to quantise; None when that is not asked for."""
     if scheme is None:
-        if group is not None or method is not None or data is not None or keep:
-            raise UsageError("group, method, data and keep are options of quantisation: say what "
-                             "to quantise to, such as w4")
+        if any(v is not None for v in (group, method, data, ranges)) or keep:
+            raise UsageError("group, method, data, ranges and keep are options of quantisation: "
+                             "say what to quantise to, such as w4 or int8")
         return None
     from .compression import Compression
 
-    return Compression(scheme, group, method, data, tuple(keep))
+    return Compression(scheme, group, method, data, tuple(keep), ranges, accuracy)
 
 
 def verify(source: Any, inputs: Inputs = None, target: str = "cpu", *,

@@ -70,7 +70,7 @@ def compile(
     optimize: Optimize = 2,
     exact: Annotated[bool, typer.Option("--exact", help="No approximate algorithm.")] = False,
     precision: Precision = "f32",
-    accuracy: Accuracy = 0.999,
+    accuracy: Accuracy = None,
     passes: Annotated[str | None, typer.Option("--passes", help="Graph passes in place of the "
                                                "target's own, such as fold,cse,dce.")] = None,
     name: Annotated[str, typer.Option("--name", help="Prefix of the C names.")] = "model",
@@ -81,17 +81,22 @@ def compile(
                                        "with target webgpu.")] = False,
     quantize: Annotated[str | None, typer.Option("--quantize", metavar="SCHEME", help="Weights of "
                                                  "fewer bits: w8, w4, w3, w2 or ternary; with a8 "
-                                                 "behind, activations of 8 bits too.")] = None,
+                                                 "behind, activations of 8 bits too. int8: both by "
+                                                 "ranges from data, convolutions too.")] = None,
     group: Annotated[int | None, typer.Option("--group", help="Weights that share a scale; 0 for "
                                               "whole columns.")] = None,
     method: Annotated[str | None, typer.Option(
-        "--method", metavar="rtn|gptq|awq|descent", help="How weights are rounded; gptq by default "
-        "where there is data, else rtn.")] = None,
+        "--method", metavar="rtn|gptq|awq|descent|outliers|smoothquant", help="How weights are "
+        "rounded; gptq by default where there is data, else rtn. outliers: large channels of "
+        "activations stay floats (with a8). For int8 rtn or smoothquant.")] = None,
+    ranges: Annotated[str | None, typer.Option(
+        "--ranges", metavar="mse|minmax|percentile|entropy|nonzero", help="How int8 chooses the "
+        "ranges of activations.")] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Samples of the "
                                               "inputs, one npz file each.")] = None,
     keep: Annotated[list[str] | None, typer.Option(
-        "--keep", metavar="PATTERN", help="Layers that stay at 8 bits: a part of their names, with "
-        "* and ? for any letters.")] = None,
+        "--keep", metavar="PATTERN", help="Layers that stay at 8 bits, or in floats for int8: a "
+        "part of their names, with * and ? for any letters.")] = None,
     cache: Annotated[bool, typer.Option("--cache/--no-cache",
                                         help="Whether to look in the cache first.")] = True,
     tune: Annotated[bool, typer.Option("--tune", help="Measure on this machine which plans of "
@@ -120,7 +125,8 @@ def compile(
                       precision=precision, accuracy=accuracy, passes=passes,
                       states=parse_states(state or ()), name=name,
                       extra=_options(option or ()) | ({"demo": "true"} if demo else {}),
-                      compression=compression_of(quantize, group, method, data, keep or ()))
+                      compression=compression_of(quantize, group, method, data, keep or (),
+                                                 ranges, accuracy))
     if tuning is not None and tune:
         check_writable(tuning)
     with screen.progress() as progress:
@@ -181,20 +187,26 @@ MOST_LAYERS = 24
 
 
 def _show_layers(screen: Screen, compressed: dict[str, Any]) -> None:
-    layers, by = compressed["layers"], "weight_error"
-    if any(layer["output_error"] is not None for layer in layers):
-        by = "output_error"
+    layers = compressed["layers"]
+    by = next((key for key in ("output_error", "loss") if any(
+        layer.get(key) is not None for layer in layers)), "weight_error")
     shown = sorted(layers, key=lambda x: x[by] or 0, reverse=True)[:MOST_LAYERS]
     kept = set(map(id, shown))
+    digits = ".6f" if by == "loss" else ".4f"
     rows = [(x["name"], "x".join(map(str, x["shape"])), x["dense"], x["encoded"],
              f"{x['weight_error']:.4f}",
-             "" if x["output_error"] is None else f"{x['output_error']:.4f}")
+             "" if by == "weight_error" or x[by] is None else f"{x[by]:{digits}}")
             for x in layers if id(x) in kept]
     rows.append(("all" if len(rows) == len(layers) else f"all {len(layers)}", "",
                  compressed["dense"], compressed["encoded"], "", ""))
-    screen.table(("layer", "weights", "bytes", "quantised", "error", "of its results"), rows,
+    last = "lost alone" if by == "loss" else "of its results"
+    screen.table(("layer", "weights", "bytes", "quantised", "error", last), rows,
                  title=f"{compressed['scheme']} by {compressed['method']}: "
                        f"{compressed['encoding']}", right=[2, 3, 4, 5])
+    if "cosine" in compressed:
+        floats = sum(x["encoding"] == "f32" for x in layers)
+        screen.say(f"cosine to f32 {compressed['cosine']:.5f} for the data; {floats} of "
+                   f"{len(layers)} layers stay f32")
 
 
 def _size_facts(output: Path, report: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ Packed = tuple[dict[str, Any], dict[str, bytes | Path]]
 
 PRECISIONS = ("f32", "bf16", "bf16-storage", "f16-storage")
 """What contractions of f32 may take; sums are f32 in all of them."""
+BF16_ACCURACY = 0.999
+"""The least cosine of an output with bf16 where none is asked for."""
 REPORT = "report.json"
 """The artifact's file with what `smelt inspect` shows."""
 CACHE_LIMIT = 4_000_000_000
@@ -85,7 +87,7 @@ class Request:
     optimize: int = 2
     exact: bool = False
     precision: str = "f32"
-    accuracy: float = 0.999
+    accuracy: float | None = None
     passes: str | None = None
     states: tuple[tuple[str, str], ...] = ()
     name: str = "model"
@@ -99,9 +101,9 @@ class Request:
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is {self.precision!r}: use {', '.join(PRECISIONS[:-1])} "
                              f"or {PRECISIONS[-1]}")
-        if not 0 <= self.accuracy < 1:
+        if self.accuracy is not None and not 0 <= self.accuracy < 1:
             raise UsageError(f"accuracy is {self.accuracy!r}: it is the least cosine to f32 of an "
-                             f"output of bf16, a number from 0 to below 1; 0 measures nothing")
+                             f"output, a number from 0 to below 1; 0 measures nothing")
         if not (self.name.isascii() and self.name.isidentifier()):
             raise UsageError(f"name is {self.name!r}: use letters, digits and _, for C names "
                              f"begin with it")
@@ -162,11 +164,12 @@ class Request:
         from .targets.cpu.target import CpuTarget, check_precision
 
         options = self.options()
-        if self.precision != "bf16" or not self.accuracy or self.passes \
+        accuracy = BF16_ACCURACY if self.accuracy is None else self.accuracy
+        if self.precision != "bf16" or not accuracy or self.passes \
                 or not isinstance(target, CpuTarget):
             return options, None
         check_precision(target.variants, options)
-        choice = choose_products(graph, target.pass_options(options), self.accuracy, progress)
+        choice = choose_products(graph, target.pass_options(options), accuracy, progress)
         return replace(options, keep=choice.keep), choice.as_dict()
 
     def _check_states(self, graph: Graph) -> None:

@@ -34,26 +34,39 @@ Sample = tuple[str, Path | Mapping[str, "np.ndarray"]]
 
 @dataclass(frozen=True, eq=False)
 class Compression:
-    """How to quantise: a scheme such as "w4" or "w4a8", elements to a scale (None: as the scheme
-    likes, 0: whole columns), the method (None: "gptq" with data, else "rtn") and samples."""
+    """How to quantise: a scheme such as "w4", "w4a8" or "int8", elements to a scale (None: as the
+    scheme likes, 0: whole columns), the method (None: "gptq" with data, else "rtn") and samples. Of
+    int8 alone, how ranges are chosen, and the least cosine of an output to that of floats for the
+    samples (None: whatever it is)."""
 
     scheme: str
     group: int | None = None
     method: str | None = None
     data: Samples | None = None
     keep: Sequence[str] = ()
+    ranges: str | None = None
+    accuracy: float | None = None
 
     def __post_init__(self) -> None:
-        from .passes.compress.scheme import check_method, parse_scheme
+        from .passes.compress.scheme import STATIC, check_method, check_static, parse_scheme
 
-        parse_scheme(self.scheme, self.group)
-        if check_method(self.chosen) != "rtn" and self.data is None:
+        if self.scheme == STATIC:
+            check_static(self.group, self.method, self.ranges, self.data is not None)
+            return
+        if self.ranges is not None:
+            raise UsageError(f"ranges are chosen for {STATIC}, not for {self.scheme}")
+        scheme = parse_scheme(self.scheme, self.group)
+        if check_method(self.chosen, scheme) != "rtn" and self.data is None:
             raise UsageError(f"method {self.chosen} needs samples of the model's inputs: give "
                              f"data, a folder of npz files")
 
     @property
     def chosen(self) -> str:
         """The method."""
+        from .passes.compress.scheme import STATIC
+
+        if self.scheme == STATIC:
+            return self.method or "rtn"
         return self.method or ("rtn" if self.data is None else "gptq")
 
     @cached_property
@@ -71,7 +84,8 @@ class Compression:
 
     def key(self) -> bytes:
         """What a result depends on, as bytes."""
-        options = repr((self.scheme, self.group, self.chosen, *self.keep))
+        options = repr((self.scheme, self.group, self.chosen, self.ranges, self.accuracy,
+                        *self.keep))
         h = hashlib.blake2b(options.encode(), digest_size=20)
         for name, sample in self.samples:
             h.update(name.encode())
@@ -87,8 +101,10 @@ class Compression:
     def apply(self, graph: Graph, progress: Progress) -> dict[str, Any]:
         """Quantises an imported graph in place and returns the report. Raises InputError."""
         from .passes.compress.quantise import prepare, products, quantise
-        from .passes.compress.scheme import parse_scheme
+        from .passes.compress.scheme import STATIC, parse_scheme
 
+        if self.scheme == STATIC:
+            return self._static(graph, progress)
         scheme = parse_scheme(self.scheme, self.group)
         prepare(graph)
         lefts = [v for v in products(graph, scheme) if v.node is None or v.node.graph is graph]
@@ -101,6 +117,15 @@ class Compression:
                 "samples": len(self.samples), "layers": [asdict(layer) for layer in layers],
                 "dense": sum(layer.dense for layer in layers),
                 "encoded": sum(layer.encoded for layer in layers)}
+
+
+    def _static(self, graph: Graph, progress: Progress) -> dict[str, Any]:
+        from .calibration import Static
+        from .passes.compress.scheme import DEFAULT_RANGES
+
+        static = Static(self.ranges or DEFAULT_RANGES, self.chosen == "smoothquant", self.keep,
+                        self.accuracy, progress)
+        return static.apply(graph, read_samples(self.samples, graph))
 
 
 def read_samples(samples: Sequence[Sample], graph: Graph) -> list[Named]:

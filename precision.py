@@ -72,7 +72,7 @@ def choose_products(graph: Graph, options: Any, accuracy: float,
         inputs = random_inputs(specs, {}, SEED, probe.symbols_origin)
     except UsageError as error:
         return Choice(products=len(products), note=f"accuracy was not measured: {error}")
-    names, work = [n.origin for n in products], [_work(n) for n in products]
+    names, work = [n.origin for n in products], [work_of(n) for n in products]
     switches = [_with_switch(probe, node, f"rounded{k}") for k, node in enumerate(products)]
     progress("building the probe of precision", 0, 1)
     with tempfile.TemporaryDirectory(prefix="smelt-") as folder:
@@ -90,18 +90,36 @@ def choose_products(graph: Graph, options: Any, accuracy: float,
                        lambda rounded: loss(exact, outputs(rounded)), progress)
 
 
-def _choose(names: Sequence[str], work: Sequence[float], allowed: float,
-            measured: Callable[[np.ndarray], float], progress: Progress) -> Choice:
+def _choose(names: Sequence[str], work: Sequence[float], allowed: float, measured: Measured,
+            progress: Progress) -> Choice:
     """Keeps the products with the highest measured loss for their work until what is left loses
     no more than `allowed`."""
     count = len(names)
     plain = measured(np.ones(count))
     if plain <= allowed:
         return Choice((), count, 1 - plain, 1 - plain)
+    kept, reached = to_keep(losses_of(count, measured, progress), work, allowed, measured)
+    return Choice(tuple(sorted({names[k] for k in kept})), count, 1 - plain, 1 - reached)
+
+
+Measured = Callable[[np.ndarray], float]
+"""The loss with these shares (0 or 1) of the products rounded."""
+
+
+def losses_of(count: int, measured: Measured, progress: Progress) -> np.ndarray:
+    """What each of so many products loses when it alone is rounded."""
     losses = np.zeros(count)
     for k in range(count):
         progress("measuring the products' precision", k, count)
         losses[k] = measured(np.arange(count) == k)
+    return losses
+
+
+def to_keep(losses: np.ndarray, work: Sequence[float], allowed: float,
+            measured: Measured) -> tuple[list[int], float]:
+    """The products with the highest loss for their work without which the rest loses no more than
+    `allowed`, and what the rest loses."""
+    count = len(losses)
     order = np.argsort(-losses / np.asarray(work), kind="stable")
     left = losses[order][::-1].cumsum()[::-1]  # left[k]: the loss of order[k:]
     kept = int((left > allowed).sum())
@@ -110,15 +128,13 @@ def _choose(names: Sequence[str], work: Sequence[float], allowed: float,
         rounded[order[:kept]] = 0
         reached = measured(rounded)
         if reached <= allowed or kept == count:
-            break
+            return [int(k) for k in order[:kept]], reached
         kept = min(count, kept + max(1, count // 32))
-    keep = tuple(sorted({names[int(k)] for k in order[:kept]}))
-    return Choice(keep, count, 1 - plain, 1 - reached)
 
 
 def loss(exact: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
     """The largest 1 - cosine between outputs; exact ones that are zero or not finite numbers do not
-    count."""
+    count, zeros in place of something else have a cosine of 0."""
     worst = 0.0
     for a, b in zip(exact, actual, strict=True):
         if a.shape != b.shape or a.dtype.kind not in "fV":
@@ -132,7 +148,7 @@ def loss(exact: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
     return worst
 
 
-def _work(node: Node) -> float:
+def work_of(node: Node) -> float:
     """Multiplications of a product; an unknown number of results counts as 1."""
     x, w = node.inputs[:2]
     assert x is not None and w is not None
@@ -146,36 +162,59 @@ def _work(node: Node) -> float:
 
 
 def _with_switch(probe: Graph, node: Node, name: str) -> str:
-    """Gives a product operands that are rounded by a share s, an f32 input of the graph called
-    `name`: x W becomes (x + s (r - x)) W + s r (R - W), with r and R the roundings of x and W.
-    Attention gets queries, keys and values x + s (r - x); the probabilities' own rounding, which is
-    as large as that of the values, is not in it (see `IN_HAND`)."""
-    from .ir.graph.core import TensorType
-
-    x, w = node.inputs[:2]
-    assert x is not None and w is not None
-    graph = node.graph
-    assert graph is not None
-    share = probe.add_input(name, TensorType(dt.f32, ()))
-
-    def add(op: str, *inputs: Value, **attrs: Any) -> Value:
-        return graph.add(op, list(inputs), attrs, origin=node.origin)
-
-    def rounded(x: Value) -> Value:
-        return add("cast", add("cast", x, to=dt.bf16), to=dt.f32)
-
-    def mixed(x: Value) -> Value:
-        return add("add", x, add("mul", add("sub", rounded(x), x), share))
-
+    """The switch of a node's rounding to bf16."""
     if node.op == "attention":
-        operands = [mixed(v) if k < 3 and v is not None else v for k, v in enumerate(node.inputs)]
-        graph.replace(node.output, graph.add("attention", operands, node.attrs,
-                                             origin=node.origin))
-    else:
-        assert w.constant is not None
-        error = w.constant.astype(dt.bf16.numpy).astype(np.float32) - w.constant
-        first = add(node.op, mixed(x), w, **node.attrs)
-        second = add(node.op, add("mul", rounded(x), share), graph.constant(error), **node.attrs)
-        graph.replace(node.output, add("add", first, second))
+        return _attention_with_switch(probe, node, name)
+    x, w = node.inputs[:2]
+    assert x is not None and w is not None and w.constant is not None
+    return with_switch(probe, node, name, _through_bf16(node, x),
+                       w.constant.astype(dt.bf16.numpy).astype(np.float32))
+
+
+def with_switch(probe: Graph, node: Node, name: str, rounded: Value, weights: np.ndarray) -> str:
+    """Gives a product operands that are rounded by a share s, an f32 input of the graph called
+    `name`: x W becomes (x + s (r - x)) W + s r (R - W), with r and R the roundings of x and W."""
+    x, w = node.inputs[:2]
+    graph = node.graph
+    assert x is not None and w is not None and w.constant is not None and graph is not None
+    share = _share(probe, name)
+    first = _add(node, node.op, _mixed(node, x, rounded, share), w, **node.attrs)
+    second = _add(node, node.op, _add(node, "mul", rounded, share),
+                  graph.constant(weights - w.constant), **node.attrs)
+    graph.replace(node.output, _add(node, "add", first, second))
     graph.erase(node)
     return name
+
+
+def _attention_with_switch(probe: Graph, node: Node, name: str) -> str:
+    """Gives attention queries, keys and values that are rounded by a share; the probabilities' own
+    rounding, which is as large as that of the values, is not in it (see `IN_HAND`)."""
+    graph = node.graph
+    assert graph is not None
+    share = _share(probe, name)
+    operands = [_mixed(node, v, _through_bf16(node, v), share) if k < 3 and v is not None else v
+                for k, v in enumerate(node.inputs)]
+    graph.replace(node.output, graph.add("attention", operands, node.attrs, origin=node.origin))
+    graph.erase(node)
+    return name
+
+
+def _share(probe: Graph, name: str) -> Value:
+    from .ir.graph.core import TensorType
+
+    return probe.add_input(name, TensorType(dt.f32, ()))
+
+
+def _add(node: Node, op: str, *inputs: Value, **attrs: Any) -> Value:
+    """Another node where this one is."""
+    assert node.graph is not None
+    return node.graph.add(op, list(inputs), attrs, origin=node.origin)
+
+
+def _through_bf16(node: Node, x: Value) -> Value:
+    return _add(node, "cast", _add(node, "cast", x, to=dt.bf16), to=dt.f32)
+
+
+def _mixed(node: Node, x: Value, rounded: Value, share: Value) -> Value:
+    """x + share (rounded - x)."""
+    return _add(node, "add", x, _add(node, "mul", _add(node, "sub", rounded, x), share))

@@ -18,6 +18,7 @@ from ..graph.rewrite import own_graphs
 from .awq import awq, smoothing
 from .descent import descent
 from .gptq import gptq
+from .outliers import outliers, product_of, without
 from .scheme import Scheme
 from .statistics import Statistics, relative_error
 
@@ -85,11 +86,17 @@ def quantise(graph: Graph, scheme: Scheme, method: str,
         columns = [np.ascontiguousarray(_weights(n).T) for n in nodes]
         factors = smoothing(columns, scheme.weights, known) \
             if method == "awq" and known is not None else None
+        apart = outliers(known) if method == "outliers" and known is not None else None
+        if apart is not None and not apart.size:
+            apart = None
         operands: dict[Graph, Value] = {}
         for node, weights in zip(nodes, columns, strict=True):
             progress(f"quantising {node.origin or node.op}", len(layers), total)
             encoding = scheme.kept if _matches(node.origin or node.op, keep) else scheme.weights
             wide = weights if factors is None else weights * factors
+            if apart is not None:
+                wide = weights.copy()
+                wide[:, apart] = 0
             if method == "gptq" and known is not None:
                 arrays = gptq(weights, encoding, known)
             elif method == "descent" and known is not None:
@@ -101,15 +108,22 @@ def quantise(graph: Graph, scheme: Scheme, method: str,
                 arrays = encoding.pack(wide)
             now = encoding.unpack(arrays, weights.shape[1])
             now = now if factors is None else now / factors
+            floats = 0
+            if apart is not None:
+                now[:, apart] = weights[:, apart]
+                floats = weights[:, apart].nbytes
             layers.append(Layer(
                 node.origin or node.op, (weights.shape[1], weights.shape[0]), str(encoding),
-                weights.nbytes, sum(a.nbytes for a in arrays), relative_error(weights, now),
+                weights.nbytes, sum(a.nbytes for a in arrays) + floats,
+                relative_error(weights, now),
                 None if known is None else relative_error(weights, now, known.gram)))
             home = node.graph
             assert home is not None
             if home not in operands:
-                operands[home] = _left(home, left, factors, scheme, node.origin)
-            _replace(node, operands[home], arrays, encoding)
+                rest = left if apart is None else without(home, left, apart, node.origin)
+                operands[home] = _left(home, rest, factors, scheme, node.origin)
+            added = None if apart is None else product_of(home, left, weights, apart, node.origin)
+            _replace(node, operands[home], arrays, encoding, added)
     return layers
 
 
@@ -136,13 +150,16 @@ def _left(home: Graph, left: Value, factors: np.ndarray | None, scheme: Scheme,
     return left
 
 
-def _replace(node: Node, left: Value, arrays: tuple[np.ndarray, ...],
-             encoding: Affine) -> None:
+def _replace(node: Node, left: Value, arrays: tuple[np.ndarray, ...], encoding: Affine,
+             added: Value | None) -> None:
+    """Lets a product take the operand and encoded weights; `added` is added to it."""
     home, weights = node.graph, _weights(node)
     assert home is not None
     right = home.add("decode", [home.constant(a) for a in arrays],
                      {"encoding": str(encoding), "shape": weights.shape, "axis": 0},
                      origin=node.origin)
-    home.replace(node.output, home.add("matmul", [left, right], dict(node.attrs),
-                                       origin=node.origin))
+    product = home.add("matmul", [left, right], dict(node.attrs), origin=node.origin)
+    if added is not None:
+        product = home.add("add", [product, added], origin=node.origin)
+    home.replace(node.output, product)
     home.erase(node)

@@ -9,7 +9,8 @@ import numpy as np
 
 @dataclass
 class Statistics:
-    """Of rows [rows, K]: how many, their Gram matrix X'X [K, K] and the sums of |x| [K], in f64.
+    """Of rows [rows, K]: how many, their Gram matrix X'X [K, K], and sums and maxima of |x|
+    [K], in f64.
 
     The Gram matrix is all that the error of a product depends on: for weights W [N, K] that become
     V, the squared error summed over the rows is the trace of (W - V) X'X (W - V)'.
@@ -19,10 +20,12 @@ class Statistics:
     rows: int = 0
     gram: np.ndarray = field(init=False)
     magnitude: np.ndarray = field(init=False)
+    largest: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.gram = np.zeros((self.width, self.width))
         self.magnitude = np.zeros(self.width)
+        self.largest = np.zeros(self.width)
 
     def update(self, x: np.ndarray) -> None:
         """Counts the rows of f32 [..., K]."""
@@ -30,6 +33,7 @@ class Statistics:
         self.rows += len(rows)
         self.gram += rows.T @ rows
         self.magnitude += np.abs(rows).sum(0, dtype=np.float64)
+        self.largest = np.maximum(self.largest, np.abs(rows).max(0, initial=0))
 
 
 def squared_error(difference: np.ndarray, gram: np.ndarray) -> float:

@@ -178,6 +178,8 @@ class _Planner:
         group = Group(kind, node.output.shape, node)
         taken = [node, *self._followers(node)]
         count = self._closed_prefix(taken)
+        while count > 1 and self._widens_for_readers(taken[count - 1]):
+            count -= 1
         for member in taken[:count]:
             group.add(member)
             self.homes[member] = [group]
@@ -219,6 +221,15 @@ class _Planner:
                     "", (), members=inside).inputs() <= self.options.max_inputs:
                 best = k
         return best
+
+    def _widens_for_readers(self, node: Node) -> bool:
+        """Whether a group's last node makes wider elements of its one operand for elementwise nodes
+        and reductions, which can widen what they read just as well."""
+        x = node.inputs[0]
+        return node.op in ("dequantize", "cast") and x is not None \
+            and x.dtype.itemsize < node.output.dtype.itemsize \
+            and node.output not in self.returned and len(list(self.users(x))) == 1 \
+            and all(self.kind(u) in ("elementwise", "reduction") for u in self.users(node.output))
 
     def _is_rounded(self, exits: list[Node]) -> bool:
         """Whether the second of two nodes casts the first's result to a narrower float, for

@@ -15,6 +15,7 @@ from .decode_ahead import DecodeAhead
 from .fold import Fold
 from .fold_affine import FoldAffine
 from .fuse import Fuse
+from .integer_products import IntegerProducts
 from .layout import ChannelsLast
 from .plain_convolutions import PlainConvolutions
 from .recognise import Recognise
@@ -27,13 +28,14 @@ from .zero_points import ZeroPoints
 @dataclass(frozen=True)
 class Options:
     """`passes` replaces the default pipeline (its text form). `channels_last` puts the spatial
-    operators into that layout and lets integer products read 8-bit operands; `attention` makes one
-    node of attention written out, and `chains` one of products and depthwise convolutions in a row,
-    for targets with kernels for them; `low_bit` leaves weights of a few bits encoded, for targets
-    whose products read them; `bf16` lets contractions take bf16 operands, but for those of the
-    origins `keep`; `storage` is the type that constant weights of f32 are kept in ("" is theirs);
-    `unsigned` makes signed left operands of 8-bit products unsigned, for machines that multiply
-    such with signed ones; `fuse` False leaves every node a kernel of its own."""
+    operators into that layout, makes integer products of those of dequantised operands, and lets
+    them read 8-bit operands; `attention` makes one node of attention written out, and `chains` one
+    of products and depthwise convolutions in a row, for targets with kernels for them; `low_bit`
+    leaves weights of a few bits encoded, for targets whose products read them; `bf16` lets
+    contractions take bf16 operands, but for those of the origins `keep`; `storage` is the type that
+    constant weights of f32 are kept in ("" is theirs); `unsigned` makes signed left operands of
+    8-bit products unsigned, for machines that multiply such with signed ones; `fuse` False leaves
+    every node a kernel of its own."""
 
     passes: str = ""
     channels_last: bool = False
@@ -52,8 +54,11 @@ def default_pipeline(options: Options | None = None) -> Pipeline:
     options = options or Options()
     if options.passes:
         return Pipeline.parse(options.passes)
-    passes: list[Pass] = [DeadCode(), Fold(), CommonSubexpressions(), Canonicalise(), Fold(),
-                          CommonSubexpressions(), Recognise(), FoldAffine()]
+    passes: list[Pass] = [DeadCode()]
+    if options.channels_last:
+        passes.append(IntegerProducts())
+    passes += [Fold(), CommonSubexpressions(), Canonicalise(), Fold(), CommonSubexpressions(),
+               Recognise(), FoldAffine()]
     if options.channels_last:
         passes += [ZeroPoints(options.unsigned), PlainConvolutions(), ChannelsLast()]
     passes += [SinkTransposes(), Canonicalise(), Fold(), CommonSubexpressions(), DeadCode(),

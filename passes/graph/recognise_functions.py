@@ -138,8 +138,11 @@ def _parts(root: Node):
                 yield source, inside
 
 
+_ROUNDING = ("cast", "quantize", "requantize", "dequantize")
+
+
 def _plain(node: Node) -> bool:
-    return lookup(node.op).kind == "elementwise" and node.op not in ("cast", "quantize", "select") \
+    return lookup(node.op).kind == "elementwise" and node.op not in (*_ROUNDING, "select") \
         and all(v is not None for v in node.inputs)
 
 

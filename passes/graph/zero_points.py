@@ -18,8 +18,9 @@ import numpy as np
 from ...ir import dtype as dt
 from ...ir.expr import Const
 from ...ir.graph.core import Graph, Node, Value
+from ...ir.graph.ops.shapes import same
 from .base import Pass, register
-from .rewrite import Rule, rewrite, rule
+from .rewrite import Rule, producer, rewrite, rule
 
 HALF = 128
 """What the lowest signed byte lacks to zero."""
@@ -78,8 +79,64 @@ def narrow_operand(node: Node, graph: Graph) -> Value | None:
             or not _is_integer_product(node) or found[0] is node.inputs[0]:
         return None
     x, offset = found
-    return _less_constant(node, graph, x, w.constant, offset) \
+    return less_constant(node, graph, x, w.constant, offset) \
         if x.dtype.min <= -offset <= x.dtype.max else None
+
+
+@rule("matmul")
+def narrow_operand_less_zero(node: Node, graph: Graph) -> Value | None:
+    """product(cast(x) - z, w) to product(x, w) - z * sum(w) for a zero point z that only a run
+    knows, one or one for each row."""
+    less, w = node.inputs[0].node if node.inputs[0] is not None else None, node.inputs[1]
+    if less is None or less.op != "sub" or w is None or w.constant is None \
+            or w.dtype is not dt.i8 or w.rank != 2 or not _is_integer_product(node):
+        return None
+    found, zero = _source(less.inputs[0]), less.inputs[1]
+    if found is None or zero is None or found[1] or found[0].shape != less.output.shape \
+            or zero.dtype is not dt.i32 or (zero.rank and not same(zero.shape[-1], 1)):
+        return None
+    product = graph.add(node.op, [found[0], w], dict(node.attrs), origin=node.origin)
+    sums = w.constant.astype(np.int64).sum(axis=0).astype(np.int32)
+    correction = graph.add("mul", [zero, graph.constant(sums)], origin=node.origin)
+    return graph.add("sub", [product, correction], origin=node.origin)
+
+
+def _as_i16(graph: Graph, value: Value, origin: str) -> Value | None:
+    """An 8-bit tensor, less a zero point of its type or not, in i16; None for anything else."""
+    node = value.node
+    if value.dtype in (dt.u8, dt.i8):
+        return graph.add("cast", [value], {"to": dt.i16}, origin=origin)
+    found = _source(value)
+    if found is not None:
+        x, offset = found
+        wide = graph.add("cast", [x], {"to": dt.i16}, origin=origin)
+        if not offset:
+            return wide
+        return graph.add("add", [wide, graph.constant(np.int16(offset))], origin=origin) \
+            if x.dtype.min <= -offset <= x.dtype.max else None
+    if node is None or node.op != "sub" or node.inputs[0] is None:
+        return None
+    x, zero = _source(node.inputs[0]), producer(node, 1, "cast")
+    if x is None or x[1] or zero is None or zero.inputs[0] is None \
+            or zero.inputs[0].dtype is not x[0].dtype or zero.attrs["mode"] != "value":
+        return None
+    parts = [graph.add("cast", [v], {"to": dt.i16}, origin=origin) for v in (x[0], zero.inputs[0])]
+    return graph.add("sub", parts, origin=origin)
+
+
+@rule("matmul")
+def product_of_i16(node: Node, graph: Graph) -> Value | None:
+    """product(x - zx, y - zy) of two 8-bit tensors that only a run knows to a product of i16, in
+    which the differences are exact. Unsigned x and signed y without zero points stay bytes."""
+    x, y = node.inputs
+    if x is None or y is None or node.output.dtype is not dt.i32 or x.constant is not None \
+            or y.constant is not None or (x.dtype, y.dtype) == (dt.u8, dt.i8) \
+            or dt.i16 in (x.dtype, y.dtype):
+        return None
+    left, right = _as_i16(graph, x, node.origin), _as_i16(graph, y, node.origin)
+    if left is None or right is None:
+        return None
+    return graph.add("matmul", [left, right], dict(node.attrs), origin=node.origin)
 
 
 @rule("conv", "matmul")
@@ -94,12 +151,12 @@ def unsigned_operand(node: Node, graph: Graph) -> Value | None:
     wide = graph.add("cast", [x], {"to": dt.i32}, origin=node.origin)
     moved = graph.add("add", [wide, graph.constant(np.int32(HALF))], origin=node.origin)
     moved = graph.add("cast", [moved], {"to": dt.u8}, origin=node.origin)
-    return _less_constant(node, graph, moved, w.constant, -HALF)
+    return less_constant(node, graph, moved, w.constant, -HALF)
 
 
-def _less_constant(node: Node, graph: Graph, x: Value, w: np.ndarray, offset: int) -> Value:
-    """product(x, w) + offset * sum(w); where a convolution pads x + offset by some value, it pads
-    x by that value less the offset."""
+def less_constant(node: Node, graph: Graph, x: Value, w: np.ndarray, offset: int) -> Value:
+    """What product(x + offset, w) is, as product(x, w) + offset * sum(w), with the attributes of
+    `node`; where a convolution pads x + offset by some value, it pads x by that less the offset."""
     weights = w.astype(np.int64)
     attrs = dict(node.attrs)
     if node.op == "conv":
@@ -131,7 +188,8 @@ def merge_biases(node: Node, graph: Graph) -> Value | None:
                      origin=node.origin)
 
 
-RULES: tuple[Rule, ...] = (narrow_weights, narrow_operand, merge_biases)
+RULES: tuple[Rule, ...] = (narrow_weights, narrow_operand, narrow_operand_less_zero,
+                           product_of_i16, merge_biases)
 
 
 @register

@@ -470,6 +470,7 @@ def _worth_forking(variables: Sequence[Var], value: Expr) -> bool:
 
 def _loops(writer: LoopWriter, variables: list[Var], out: Buffer, position: Expr,
            value: Expr) -> None:
+    from .interleaved import interleaves, write_interleaved
     from .reduced import write_reduced
     from .transposed import crossing, write_tiles
 
@@ -492,6 +493,9 @@ def _loops(writer: LoopWriter, variables: list[Var], out: Buffer, position: Expr
     crossed = None if vector else crossing(variables, position, value, lanes)
     if crossed is not None:
         write_tiles(writer, variables, out, position, value, crossed, parallel)
+        return
+    if not vector and interleaves(variables, out, position, value, lanes):
+        write_interleaved(writer, variables, out, position, value, parallel)
         return
 
     def nest(remaining: list[Var], mapping: dict[Expr, Expr], first: bool) -> None:

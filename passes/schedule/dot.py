@@ -1,5 +1,6 @@
 """The arithmetic of a contraction's inner step: f32 multiply-add, also with weights kept in 16
-bits, two bf16 or four u8 x i8 products at once, or one 8-bit product where there are no vectors.
+bits, two bf16, two i16 or four u8 x i8 products at once, or one integer product where there are no
+vectors.
 
 Vectors without an instruction for 8-bit factors multiply them as pairs of i16, which is exact. (The
 four-way product that AVX2 has, vpmaddubsw, saturates sums of two.) Left operands are then copied
@@ -77,10 +78,10 @@ class Dot:
     def combine(self, accumulator: Expr, row: Expr, column: Expr) -> Expr:
         if self.floats:
             return op("fma", row, column, accumulator)
-        if self.widened is not None:
-            return dot2_i16(accumulator, row, column)
         if self.group == 1:
             return accumulator + cast(row, self.accumulator) * cast(column, self.accumulator)
+        if self.group == 2 and self.accumulator is dt.i32:
+            return dot2_i16(accumulator, row, column)
         return (dot2 if self.group == 2 else dot4)(accumulator, row, column)
 
     def widen(self, b: Builder, packed: Buffer, start: Expr, target: Buffer, base: Any, steps: Any,
@@ -192,7 +193,8 @@ WIDENED_BYTES = 256 * 1024
 there may be one: those that a level-2 cache holds with other things."""
 BF16 = Dot(2, dt.f32, dt.i32)
 U8I8 = Dot(4, dt.i32, dt.i32)
-I16 = Dot(2, dt.i32, dt.i32, dt.i16)
+WIDE_I8 = Dot(2, dt.i32, dt.i32, dt.i16)
+I16 = Dot(2, dt.i32, dt.i32)
 
 
 def choose_dot(machine: Machine, left: Value, right: Value, out: Value) -> Dot | None:
@@ -203,9 +205,11 @@ def choose_dot(machine: Machine, left: Value, right: Value, out: Value) -> Dot |
         return STORED[right.dtype]
     if machine.dot2 and left.dtype is right.dtype is dt.bf16 and out.dtype is dt.f32:
         return BF16
+    if left.dtype is right.dtype is dt.i16 and out.dtype is dt.i32:
+        return Dot(1, dt.i32, dt.i16) if machine.lanes == 1 else I16
     bytes_ = (dt.u8, dt.i8)
     if left.dtype not in bytes_ or right.dtype not in bytes_ or out.dtype is not dt.i32:
         return None
     if machine.lanes == 1:
         return Dot(1, dt.i32, right.dtype)
-    return U8I8 if machine.dot4 and left.dtype is dt.u8 and right.dtype is dt.i8 else I16
+    return U8I8 if machine.dot4 and left.dtype is dt.u8 and right.dtype is dt.i8 else WIDE_I8

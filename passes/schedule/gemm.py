@@ -18,23 +18,20 @@ from ...ir.kernel.builder import Builder
 from ...ir.kernel.nodes import Buffer, load
 from ...ir.program import Storage
 from ..lower.generic import Group, materialise
-from ..lower.loops import PARALLEL_WORK, LoopWriter
+from ..lower.loops import LoopWriter
 from ..lower.lowering import Lowering
 from .copies import widen
 from .deep_gemm import write_deep
 from .dot import F32, Dot, Fetch, ahead_of, choose_dot, widened_first
 from .flat_gemm import MOST_ROWS, chunk_of, write_flat
 from .microkernel import Epilogue, accumulators
+from .pack_operand import pack_at_run
 from .plans import Product, others, sizes
 from .product_plans import TASK_FLOPS, Shape, product_plans
 from .tiles import Registers, Tile, split_rows
 
 UNROLLED_EPILOGUE = 160
 """Operations of an epilogue, over all vectors of a tile, that are unrolled."""
-
-PACKED_ROWS = 8
-"""Rows that are packed together."""
-
 
 @dataclass
 class Operands:
@@ -120,49 +117,8 @@ def outer_value(group: Group, inner: Value) -> Value:
     return group.outer[group.inputs.index(inner)]
 
 
-def pack_runtime(low: Lowering, source: Value, width: int) -> Storage:
-    """Launches a kernel that packs a runtime [..., K, N] operand; returns the packed storage."""
-    *lead, k, n = source.shape
-    count: Expr = wrap(1)
-    for d in lead:
-        count = count * wrap(d)
-    panels = (wrap(n) + (width - 1)) // width
-    type = TensorType(source.dtype, (count, panels, k, width))
-    target = low.temporary(type, "packed")
-    b = Builder(low.kernel_name("pack"))
-    x = b.param("x", source.dtype, (source.type.numel,))
-    y = b.param("y", source.dtype, (type.numel,))
-    lanes, rows, whole = low.machine.lanes, wrap(k), wrap(n) // width
-    rest = wrap(n) - whole * width
-    blocks = (rows + (PACKED_ROWS - 1)) // PACKED_ROWS
-    work = PACKED_ROWS * (n if isinstance(n, int) else 256)
-    # Blocks of rows outermost: both sides are walked in runs of several lines of one page.
-    with b.loop("t", count * blocks, "parallel", grain=max(1, PARALLEL_WORK // work)) as t:
-        m, first = b.let("m", t // blocks), b.let("first", t % blocks * PACKED_ROWS)
-
-        def panel(p: Expr, rest: Expr | None) -> None:
-            with b.loop("k", op("min", rows - first, PACKED_ROWS)) as row:
-                source_at = b.let("from", (m * rows + first + row) * wrap(n) + p * width)
-                at = b.let("to", ((m * panels + p) * rows + first + row) * width)
-                for v in range(0, width, lanes):
-                    left = None if rest is None else op("max", op("min", rest - v, lanes), 0)
-                    value = load(x, (source_at + v,), lanes, left if lanes > 1 else None)
-                    if left is not None and lanes == 1:
-                        value = op("select", op("gt", left, 0), value, const(0, x.dtype))
-                    b.store(y, (at + v,), value)
-
-        with b.loop("p", whole) as p:
-            panel(p, None)
-        if rest is not const(0):
-            with b.when(op("gt", rest, 0)):  # The last panel: its columns, then zeros.
-                panel(whole, rest)
-    low.launch(b.kernel(1, 0, type.numel * (2 * source.dtype.itemsize)),
-               [low.storage(source), target])
-    return target
-
-
 def matmul_rule(low: Lowering, node: Node) -> bool:
-    """f32 matrix products, with elementwise epilogue."""
+    """Matrix products that the machine has an inner step for, with elementwise epilogue."""
     group = Group(node)
     root = group.find("matmul")
     if root is None:
@@ -185,7 +141,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     flat = right.rank == 2 and walks_as_one(group, root)
     height = product(left.shape[:-1]) if flat else rows
     constant = right_outer.constant
-    if constant is None and (dot.group > 1 or dot.widens):
+    if constant is None and dot.widens:
         return False
     ops = operands(low, group, "matmul", needed(group, root, *([] if dot.widened else [left])))
     writer = LoopWriter(ops.b, low.machine)
@@ -210,7 +166,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
         array = dot.pack(constant[..., None, :, :], width)
         packed = low.constant(array, TensorType(dot.packed, array.shape))
     else:
-        packed = pack_runtime(low, right_outer, width)
+        packed = pack_at_run(low, right_outer, dot, width)
     x = left_operand(low, group, ops, left, dot)
     panel_buffer = ops.b.param("packed", dot.packed, (packed.type.numel,))
     ops.args.append(packed)

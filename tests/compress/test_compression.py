@@ -133,3 +133,22 @@ def test_bad_files_end_with_their_code(rng, tmp_path, cached, capsys):
 def test_bad_options_get_one_sentence(options, sentence, rng, tmp_path):
     with pytest.raises(UsageError, match=sentence):
         smelt.compile(model(rng, tmp_path / "m.onnx"), **options)
+
+
+def test_channels_of_outliers_stay_floats(rng, tmp_path, cached):
+    """One channel a hundred times as large as the rest widens the steps of every row."""
+    path, data = model(rng, tmp_path / "m.onnx"), samples(rng, 3)
+    for sample in data:
+        sample["x"][:, 7] *= 300
+    x = data.pop()["x"]
+    want = smelt.compile(path, threads=1)(x)
+    errors = {}
+    for method in ("rtn", "outliers"):
+        built = build(path, quantize="w8a8", group=0, method=method, data=data)
+        module = smelt.compile(path, quantize="w8a8", group=0, method=method, data=data)
+        errors[method] = np.linalg.norm(module(x) - want) / np.linalg.norm(want)
+        first = built.reports["compression"]["layers"][0]
+        assert first["encoded"] >= 64 * 96 + (96 * 4 if method == "outliers" else 0)
+    assert errors["outliers"] < errors["rtn"] / 2 and errors["outliers"] < 0.02
+    with pytest.raises(UsageError, match="outliers is for activations of 8 bits: use w4a8"):
+        build(path, quantize="w4", method="outliers", data=data)

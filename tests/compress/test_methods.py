@@ -134,7 +134,7 @@ def test_vocabulary():
         assert not scheme.rounded and scheme.weights.group == WEIGHTS[name][1]
         assert parse_scheme(f"{name}a8", 0).rounded and not parse_scheme(name, 0).weights.group
     for method in METHODS:
-        assert check_method(method) == method
+        assert check_method(method, parse_scheme("w4a8")) == method
     with pytest.raises(UsageError, match=r"no scheme 'w5' .* did you mean .*w4"):
         parse_scheme("w5")
     with pytest.raises(UsageError, match="use one of w8, w8a8, w4"):
@@ -142,4 +142,4 @@ def test_vocabulary():
     with pytest.raises(UsageError, match="multiple of 16"):
         parse_scheme("w4", 20)
     with pytest.raises(UsageError, match="no method"):
-        check_method("magic")
+        check_method("magic", parse_scheme("w4"))

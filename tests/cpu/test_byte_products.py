@@ -97,3 +97,48 @@ def test_unsigned_weights_with_a_zero_point(rng):
     c.output(g.add("conv", [less(c, x, 99), w], {"dtype": dt.i32, "low": (1, 1)}))
     for target in ("cpu", "cpu:x86-64-v3"):
         check_kernels(c, [k.name for k in check(c, target, 0, 0).kernels()])
+
+
+def matrices(c: Cases) -> None:
+    """Products with matrices of the run: u8 x i8, and bytes of any sign less known and unknown zero
+    points, in batches, with reductions and columns that fill no step and no panel."""
+    def given(dtype: dt.DType, shape: tuple[int, ...], zero: int | None) -> Value:
+        x = c.input(dtype=dtype, array=integers(c, shape, dtype))
+        if zero is not None:
+            return less(c, x, zero)
+        point = c.input(dtype=dtype, array=integers(c, (), dtype))
+        wide = (c.graph.add("cast", [v], {"to": dt.i32}) for v in (x, point))
+        return c.graph.add("sub", list(wide))
+
+    for left, right in (((3, 7), (7, 17)), ((1, 1), (1, 1)), ((2, 3, 15, 64), (2, 3, 64, 33)),
+                        ((2, 9, 131), (131, 16)), ((5, 0), (0, 4))):
+        for kinds, zeros in (((dt.u8, dt.i8), (0, 0)), ((dt.u8, dt.u8), (0, 77)),
+                             ((dt.i8, dt.u8), (-3, None)), ((dt.i8, dt.i8), (None, None))):
+            operands = [given(k, s, z) for k, s, z in zip(kinds, (left, right), zeros, strict=True)]
+            c.output(c.graph.add("matmul", operands, {"dtype": dt.i32}))
+
+
+@pytest.mark.parametrize("target", [*VARIANTS, "cpu:x86-64-v4"])
+def test_matrices_of_the_run_are_packed(target, rng):
+    c = Cases(int(rng.integers(1 << 31)))
+    matrices(c)
+    program = check(c, target, 0, 0)
+    names = [k.name for k in program.kernels()]
+    assert sum(n.endswith("_matmul") for n in names) >= 3 * 4, names
+    for got, want in zip(interpreted(c, program), c.expected(), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3", "cpu:generic"])
+def test_zero_points_that_a_run_tells(target, rng):
+    """As in what ONNX Runtime's dynamic quantisation writes: one for all rows, or one for each."""
+    c = Cases(int(rng.integers(1 << 31)))
+    g = c.graph
+    w = g.constant(integers(c, (37, 19), dt.i8))
+    for dtype, shape in ((dt.u8, ()), (dt.u8, (5, 1)), (dt.i8, (2, 5, 1))):
+        x = c.input(dtype=dtype, array=integers(c, (2, 5, 37), dtype))
+        zero = c.input(dtype=dtype, array=integers(c, shape, dtype))
+        wide = [g.add("cast", [v], {"to": dt.i32}) for v in (x, zero)]
+        c.output(g.add("matmul", [g.add("sub", wide), w], {"dtype": dt.i32}))
+    program = check(c, target, 0, 0)
+    assert sum(k.name.endswith("_matmul") for k in program.kernels()) == 3

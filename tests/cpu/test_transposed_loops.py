@@ -11,6 +11,7 @@ from cpu.native_graphs import VARIANTS, Cases, check, interpreted
 from smelt.ir import dtype as dt
 from smelt.ir.expr import walk
 from smelt.ir.kernel.nodes import Load, expressions, statements
+from smelt.ir.kernel.text import print_kernel
 
 SIZES = (1, 8, 15, 16, 17, 33, 127)
 
@@ -84,3 +85,29 @@ def test_large_transposes_read_vectors_only():
     loads = [e for s in statements(kernel.body) for x in expressions(s) for e in walk(x)
              if isinstance(e, Load) and e.buffer.space == "global"]
     assert loads and all(e.lanes == 8 for e in loads)
+
+
+def pictures(c: Cases) -> None:
+    """A few channels become the last axis, as they are and in bytes."""
+    g = c.graph
+    for channels in (2, 3, 4):
+        for pixels in (15, 16, 17, 33, 130):
+            x = c.input(2, channels, pixels, fixed=(1,))
+            turned = g.add("transpose", [x], {"perm": (0, 2, 1)})
+            c.output(g.add("mul", [turned, c.input(channels, fixed=(0,))]))
+            scale, zero = g.constant(np.float32(0.03)), g.constant(np.float32(114))
+            quantised = g.add("quantize", [x, scale, zero], {"to": dt.u8})
+            c.output(g.add("transpose", [quantised], {"perm": (0, 2, 1)}))
+
+
+@pytest.mark.parametrize("target, symbolic", [
+    ("cpu", False), ("cpu", True), ("cpu:x86-64-v3", True), ("cpu:generic", False)])
+def test_a_few_channels_are_interleaved(target, symbolic):
+    c = Cases(int(np.random.default_rng().integers(1 << 31)), symbolic)
+    pictures(c)
+    program = check(c, target, 0, 0)
+    if target == "cpu":
+        text = "".join(print_kernel(k) for k in program.kernels())
+        assert text.count("shuffle") > 50
+        for got, want in zip(interpreted(c, program), c.expected(), strict=True):
+            np.testing.assert_array_equal(got, want)

@@ -396,3 +396,16 @@ def test_scores_that_are_returned_stay():
     h.g.outputs = [h.g.add("matmul", [p, h.v]), p]
     PIPELINE.run(h.g)
     assert "attention" not in {n.op for n in h.g.nodes}
+
+
+def test_bytes_within_a_function_are_left_alone():
+    """x * sigmoid of what x is after 8 bits: neither is a function of the other alone."""
+    g = Graph()
+    x = g.add_input("x", TensorType(dt.f32, (3, 5)))
+    number = {n: g.constant(np.float32(n)) for n in (0.25, 4, 100)}
+    small = g.add("requantize", [x, number[4], number[100]], {"to": dt.u8})
+    wide = g.add("dequantize", [small, g.constant(np.uint8(100)), number[0.25]])
+    g.outputs.append(g.add("mul", [wide, g.add("sigmoid", [g.add("mul", [wide, number[4]])])]))
+    Pipeline.parse("recognise").run(g)
+    assert [n.op for n in g.ordered() if n.op != "constant"] == [
+        "requantize", "dequantize", "mul", "sigmoid", "mul"]
