@@ -34,10 +34,20 @@ class Wire:
     channels: int
     order: np.ndarray
     source: Layer | None = None
+    base: Wire | None = None
 
     @property
     def elements(self) -> int:
         return self.pixels * self.channels
+
+    @property
+    def stream(self) -> Wire:
+        """The wire that carries the elements: this one, or the one that it is a view of."""
+        return self if self.base is None else self.base.stream
+
+    def view(self, pixels: int, channels: int, order: np.ndarray) -> Wire:
+        """The same elements as another tensor."""
+        return Wire(self.name, self.element, pixels, channels, order, self.source, self)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,9 @@ class Layer:
     """A function from wires to one wire; `origin` names the source node."""
 
     kind: ClassVar[str] = ""
+    as_given: ClassVar[bool] = False
+    """Whether its words must be as wide as they come: those of windows by channel hold other
+    elements in another width."""
     origin: str
     inputs: list[Wire]
     output: Wire
@@ -144,6 +157,7 @@ class WindowSum(LaneLayer):
     """Weights [channels, taps] times windows, channel by channel: depthwise, and mean pooling."""
 
     kind = "window_sum"
+    as_given = True
     weights: np.ndarray
     epilogue: Epilogue
     total: Element
@@ -163,6 +177,7 @@ class WindowMaximum(LaneLayer):
     """Maxima of windows, channel by channel."""
 
     kind = "window_maximum"
+    as_given = True
     taps: int
 
     def stage(self, name: str, choice: Choice) -> Stage:
@@ -239,5 +254,5 @@ class Network:
     def users(self, wire: Wire) -> list[tuple[Layer | None, int]]:
         """Who takes a wire: layers with the number of their input, and the host (None, output)."""
         found: list[tuple[Layer | None, int]] = [
-            (layer, k) for layer in self.layers for k, w in enumerate(layer.inputs) if w is wire]
-        return found + [(None, k) for k, w in enumerate(self.outputs) if w is wire]
+            (layer, k) for layer in self.layers for k, w in enumerate(layer.inputs) if w.stream is wire]
+        return found + [(None, k) for k, w in enumerate(self.outputs) if w.stream is wire]

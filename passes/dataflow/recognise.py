@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import ModelError
 from ...ir.graph.core import Graph, Node, Value
-from .epilogue import Epilogue, Line, Thresholds, solve
+from .epilogue import Epilogue, solve
 from .network import (
     ArgMax,
     FrameSum,
@@ -209,7 +209,7 @@ class _Recogniser:
         wire, shape = self.wire(source), self.frame(source)
         self.frame(value)
         order = _moved(np.arange(wire.elements), node, shape)[wire.order]
-        return Wire(wire.name, wire.element, wire.pixels, wire.channels, order, wire.source)
+        return wire.view(wire.pixels, wire.channels, order)
 
     def image(self, value: Value, wire: Wire, node: Node,
               order: np.ndarray) -> tuple[int, int, int, np.ndarray]:
@@ -281,8 +281,8 @@ class _Recogniser:
         rest = grid // (inner * count) * inner + grid % inner
         if not np.all(rest == rest[:, :1]) or not np.all(grid // inner % count == numbers):
             refuse(node, "whose elements do not come one after another")
-        x = Wire(x.name, x.element, len(grid), count, x.order, x.source) \
-            if x.channels != count else x
+        if x.channels != count:
+            x = x.view(len(grid), count, x.order)
         output = Wire(node.origin, element_between(0, count - 1), len(grid), 1, rest[:, 0])
         return self.emit(ArgMax(node.origin, [x], output, numbers))
 
@@ -365,8 +365,7 @@ class _Recogniser:
             refuse(anchor, "whose operand does not come row by row")
         w = w[:, numbers]
         epilogue, total = self.epilogue(region, anchor, value.rank - 1, w, x, zero)
-        taken = x if x.channels == inputs else Wire(x.name, x.element, pixels, inputs, x.order,
-                                                    x.source)
+        taken = x if x.channels == inputs else x.view(pixels, inputs, x.order)
         result = (rows[:, None] * len(w) + np.arange(len(w))).reshape(-1)
         output = Wire(_origin(value), _element(epilogue), pixels, len(w), result)
         return self.emit(MatrixVector(anchor.origin, [taken], output, w, epilogue, total))
@@ -428,8 +427,6 @@ def _origin(value: Value) -> str:
 
 
 def _element(epilogue: Epilogue) -> Element:
-    if isinstance(epilogue, (Line, Thresholds)):
-        return element_between(epilogue.low, epilogue.high)
     return element_between(epilogue.low, epilogue.high)
 
 
