@@ -21,7 +21,7 @@ LINE_SHIFTS = (0, 4, 8, 10, 12, 14, 16, 18, 20)
 """Shifts that are tried for a line, fewest bits first: with more, `Scaled` is no dearer."""
 MOST_LEVELS = 256
 """Results up to which lines and thresholds are tried."""
-MOST_CHECKED = 1024
+MOST_CHECKED = 256
 BITS = 62
 """Bits that products and sums on the way may take."""
 SINGLE = 24
@@ -56,8 +56,9 @@ class Line:
 class Scaled:
     """clip(zero + rint(f32(f32(sum + bias) * factor / 2**shift)), low, high) as f32 computes it.
 
-    `factor` and `bias` are i64 [channels], `reach` the size of sums with their bias. With `narrow` the rounding to f32 before the last one
-    cannot change a result, because the product has no more bits, and is left out.
+    `factor` and `bias` are i64 [channels], `reach` the size of sums with their bias. With `narrow`
+    the rounding to f32 before the last one cannot change a result, because the product has no more
+    bits, and is left out.
     """
 
     factor: np.ndarray
@@ -157,8 +158,8 @@ def scaled(factor: np.ndarray, bias: np.ndarray, zero: int, low: int, high: int,
 
 def solve(function: Function, low: np.ndarray, high: np.ndarray,
           guess: Scaled | None = None) -> Epilogue | None:
-    """Integer arithmetic equal to a function for all sums from `low` to `high`, i64 [channels];
-    None where there is none in these forms. `guess` is tried, and checked like the others."""
+    """Integer arithmetic equal to a monotone function for all sums from `low` to `high`, i64
+    [channels]; None where there is none in these forms. `guess` is tried, and checked like the others."""
     ends = function(np.stack([low, high], 1))
     if np.any(ends[:, 0] > ends[:, 1]):
         return None

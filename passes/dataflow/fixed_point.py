@@ -20,6 +20,7 @@ from ...ir.dtype import DType
 from ...ir.graph.core import Graph, Node, Value
 from ...ir.graph.definition import lookup
 from ...ir.graph.interpreter import interpret
+from .monotone import is_monotone
 
 PRODUCTS = ("conv", "matmul")
 POOLING = ("pool_max", "pool_mean", "reduce_mean")
@@ -55,11 +56,11 @@ def to_fixed_point(graph: Graph, widths: Widths, samples: Samples) -> None:
     ends = [v for v in (*graph.inputs, *(n.output for n in device))
             if v.dtype is dt.f32 and _ends(v, device)]
     ranges = value_ranges(graph, ends, samples)
+    for value, (low, high) in zip(ends, ranges, strict=True):
+        _activation(graph, value, low, high, widths.activations)
     for node in device:
         if node.op in PRODUCTS:
             _weights(graph, node, widths.weights)
-    for value, (low, high) in zip(ends, ranges, strict=True):
-        _activation(graph, value, low, high, widths.activations)
 
 
 def _device_nodes(graph: Graph) -> dict[Node, None]:
@@ -101,14 +102,9 @@ def _known_layer(node: Node, fed: set[Value]) -> bool:
         sum(v in fed for v in node.inputs) == 1 or node.op == "add")
 
 
-def _elementwise_with_constants(node: Node) -> bool:
-    return lookup(node.op).kind == "elementwise" and sum(
-        v is not None and v.constant is None for v in node.inputs) == 1
-
-
 def _ends(value: Value, device: dict[Node, None]) -> bool:
     """Whether a tensor passes from layer to layer: unless it is only moved, or goes on into the one
-    elementwise operator that uses it."""
+    monotone operator that uses it."""
     if value.constant is not None or (value.node is not None and value.node.op in MOVEMENT) \
             or (value.node is not None and value.node.op == "pool_max") or not (
                 value.users or value.node is not None):
@@ -118,7 +114,7 @@ def _ends(value: Value, device: dict[Node, None]) -> bool:
     if value.node is None and not following:
         return False
     return not (len(users) == 1 and len(following) == 1
-                and _elementwise_with_constants(following[0]))
+                and is_monotone(following[0]))
 
 
 def value_ranges(graph: Graph, values: Sequence[Value],
@@ -211,6 +207,5 @@ def _weights(graph: Graph, node: Node, bits: int) -> None:
     quantised = graph.add("dequantize", [
         graph.constant(whole.astype(np.int8)),
         graph.constant(scale if w.ndim > 2 else scale.reshape(-1))], origin=node.origin)
-    replaced = Node(node.op, [node.inputs[0], quantised], dict(node.attrs), (), node.origin)
-    fresh = graph.add(replaced.op, replaced.inputs, replaced.attrs, origin=node.origin)
-    graph.replace(node.output, fresh)
+    graph.replace(node.output, graph.add(node.op, [node.inputs[0], quantised], dict(node.attrs),
+                                         origin=node.origin))

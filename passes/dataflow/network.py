@@ -254,5 +254,6 @@ class Network:
     def users(self, wire: Wire) -> list[tuple[Layer | None, int]]:
         """Who takes a wire: layers with the number of their input, and the host (None, output)."""
         found: list[tuple[Layer | None, int]] = [
-            (layer, k) for layer in self.layers for k, w in enumerate(layer.inputs) if w.stream is wire]
+            (layer, k) for layer in self.layers for k, w in enumerate(layer.inputs)
+            if w.stream is wire]
         return found + [(None, k) for k, w in enumerate(self.outputs) if w.stream is wire]

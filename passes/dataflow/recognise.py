@@ -24,7 +24,7 @@ from .network import (
     WindowSum,
     Wire,
 )
-from .regions import Region, blend, centred, is_narrow, requantisation
+from .regions import Region, blend, bounds, centred, is_narrow, requantisation
 from .templates import Element, Sliding, element_between
 
 ANCHORS = ("conv", "matmul", "reduce_sum", "pool_sum")
@@ -167,7 +167,7 @@ class _Recogniser:
             channels = taken[0]
         else:
             order, channels = where, taken[-1] if taken else 1
-        element = Element(value.dtype, value.dtype.bits)
+        element = element_between(*bounds(value))
         return Wire(f"input {value.name!r}" if value.node is None else _origin(value), element,
                     count // channels, channels, order)
 
@@ -231,10 +231,14 @@ class _Recogniser:
 
     def sliding(self, node: Node, image: tuple[int, int, int, np.ndarray], kernel, sizes, low,
                 fill: int, by_channel: bool) -> Sliding:
-        a, pad = node.attrs, (1,) * (2 - len(kernel))
-        zero = (0,) * (2 - len(kernel))
-        return Sliding(*image[:3], (*pad, *kernel), (*pad, *a["strides"]), (*pad, *a["dilations"]),
-                       (*zero, *low), (*pad, *sizes), fill, by_channel)
+        def two(values, missing: int) -> tuple[int, int]:
+            """Height and width; an image of one axis is one row."""
+            first, second = (*(missing,) * (2 - len(values)), *map(int, values))
+            return first, second
+
+        a = node.attrs
+        return Sliding(*image[:3], two(kernel, 1), two(a["strides"], 1), two(a["dilations"], 1),
+                       two(low, 0), two(sizes, 1), fill, by_channel)
 
     def window(self, node: Node, x: Wire, sliding: Sliding) -> Wire:
         """The wire of windows; the image itself where a window is a pixel."""
@@ -342,11 +346,11 @@ class _Recogniser:
         reach = int(np.maximum(np.abs(low), np.abs(high)).max(initial=1))
         function = region.function(anchor, axis)
         if function is None:
-            refuse(anchor, "followed by more than arithmetic with constants of each channel")
+            refuse(anchor, "followed, before it is rounded, by more than monotone arithmetic with "
+                           "constants of each channel")
         found = solve(function, low, high, requantisation(region, anchor, len(w), reach))
         if found is None:
-            refuse(anchor, "whose result is no monotone function of its sums, or has too many "
-                           "levels")
+            refuse(anchor, "whose result has too many levels, or takes products of too many bits")
         return found.shifted(correction), element_between(int(part_low), int(part_high))
 
     def dense(self, value: Value, region: Region, anchor: Node, x: Wire, source: Value,

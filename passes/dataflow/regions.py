@@ -12,6 +12,7 @@ from ...ir.graph.core import Graph, Node, TensorType, Value
 from ...ir.graph.definition import lookup
 from ...ir.graph.interpreter import interpret
 from .epilogue import Function, Scaled, scaled
+from .monotone import is_monotone
 from .templates import Blend, Element
 
 NARROW_BITS = 16
@@ -53,8 +54,8 @@ class Region:
             if value in entered:
                 continue
             entered.add(value)
-            if value is not output and value.constant is None and is_narrow(value) and not (
-                    node is not None and _clamps(node) and list(value.users) == [output.node]):
+            if value is not output and value.constant is None and is_narrow(value) \
+                    and not _limited_next(value):
                 inputs[value] = None
             elif node is None or node.regions or len(node.outputs) != 1:
                 closed = False
@@ -93,11 +94,11 @@ class Region:
         return np.broadcast_to(interpret(graph, list(arrays.values()))[0], shape)
 
     def function(self, anchor: Node, axis: int) -> Function | None:
-        """The output as a function of the anchor's sums [channels, n], where constants differ at
-        most along `axis`, that of the channels. None where they differ otherwise."""
+        """The output as a function of the anchor's sums [channels, n], where it is monotone and
+        constants differ at most along `axis`, that of the channels; None where it is not so."""
         total = anchor.output
-        if any(not self.is_elementwise(n) for n in self.nodes if n is not anchor
-               and not self._before(n, anchor)):
+        if not all(self.is_elementwise(n) and is_monotone(n) for n in self.nodes
+                   if n is not anchor and not self._before(n, anchor)):
             return None
         other = total.rank - 1 if axis != total.rank - 1 else 0
         channels = int(total.shape[axis])  # type: ignore[arg-type]
@@ -158,11 +159,30 @@ class Region:
         return found.reshape([e.high - e.low + 1 for e in elements]).astype(np.int64)
 
 
-def _clamps(node: Node) -> bool:
-    """Whether a node limits integers by a constant."""
-    return node.op in ("min", "max") and any(
-        v is not None and v.constant is not None for v in node.inputs) or (
-            node.op in ("requantize", "quantize"))
+def limit(node: Node | None) -> int | None:
+    """The constant that a node limits integers by; None for other nodes."""
+    if node is None or node.op not in ("min", "max") or node.inputs[1] is None:
+        return None
+    found = node.inputs[1].constant
+    return int(found.item()) if found is not None and found.size == 1 else None
+
+
+def _limited_next(value: Value) -> bool:
+    """Whether a value is limited right after it was rounded, and not used otherwise."""
+    users = list(value.users)
+    return len(users) == 1 and limit(users[0]) is not None and value.node is not None and (
+        value.node.op in ("quantize", "requantize") or limit(value.node) is not None)
+
+
+def bounds(value: Value) -> tuple[int, int]:
+    """The least and the largest element of a narrow value, as its type and limits tell."""
+    low, high = int(value.dtype.min), int(value.dtype.max)
+    node = value.node
+    while (found := limit(node)) is not None:
+        assert node is not None and node.inputs[0] is not None
+        low, high = (low, min(high, found)) if node.op == "min" else (max(low, found), high)
+        node = node.inputs[0].node
+    return low, high
 
 
 def centred(value: Value | None, region: Region) -> tuple[Value, int, list[Node]] | None:
@@ -186,19 +206,12 @@ def centred(value: Value | None, region: Region) -> tuple[Value, int, list[Node]
 def requantisation(region: Region, anchor: Node, channels: int, reach: int) -> Scaled | None:
     """The integer form of a region that ends in one requantisation, and limits, of the anchor's
     sums with biases; None for any other."""
-    low, high = region.output.dtype.min, region.output.dtype.max
-    value, bias = region.output, np.zeros(channels, np.int64)
-    node = value.node
-    while node is not None and node.op in ("min", "max"):
-        limit = node.inputs[1].constant if node.inputs[1] is not None else None
-        if limit is None or limit.size != 1:
-            return None
-        if node.op == "min":
-            high = min(high, int(limit.item()))
-        else:
-            low = max(low, int(limit.item()))
-        value = node.inputs[0]  # type: ignore[assignment]
-        node = None if value is None else value.node
+    low, high = bounds(region.output)
+    bias = np.zeros(channels, np.int64)
+    node = region.output.node
+    while limit(node) is not None:
+        assert node is not None and node.inputs[0] is not None
+        node = node.inputs[0].node
     if node is None or node.op != "requantize":
         return None
     total, factor, zero = node.inputs
@@ -218,7 +231,7 @@ def requantisation(region: Region, anchor: Node, channels: int, reach: int) -> S
         return None
     factors = np.broadcast_to(np.asarray(factor.constant).reshape(-1), (channels,))
     reach += int(np.abs(bias).max(initial=0))
-    return scaled(factors, bias, int(zero.constant.item()), int(low), int(high), reach)
+    return scaled(factors, bias, int(zero.constant.item()), low, high, reach)
 
 
 def blend(region: Region, a: Element, b: Element, table: np.ndarray) -> Blend | None:

@@ -268,8 +268,7 @@ def sliding_window(name: str, x: Element, s: Sliding, lanes: int) -> Stage:
         with b.loop("ox", s.sizes[1]) as ox, b.loop(names[order[0]], extents[order[0]]) as p, \
                 b.loop(names[order[1]], extents[order[1]]) as q, \
                 b.loop(names[order[2]], extents[order[2]], "pipeline") as r:
-            found = dict(zip(order, (p, q, r), strict=True))
-            ky, kx, c = (found[k] for k in range(3))
+            c, ky, kx = (p, q, r) if s.by_channel else (r, p, q)
             t = ((ox * extents[order[0]] + p) * extents[order[1]] + q) * extents[order[2]] + r
             fetch(t)
             y = oy * s.strides[0] + ky * s.dilations[0] - s.low[0]
@@ -525,7 +524,8 @@ def argmax(name: str, x: Element, pixels: int, channels: int, lanes: int, order:
     target = b.stream("y", y, pixels, 1)
     numbers = b.table("numbers", order.reshape(groups, lanes), (1, lanes))
     held = b.alloc("held", x.dtype, (lanes,), bits=x.bits, banks=(lanes,))
-    best, place = b.alloc("best", x.dtype, (1,)), b.alloc("place", y.dtype, (1,))
+    best = b.alloc("best", x.dtype, (1,), bits=x.bits)
+    place = b.alloc("place", y.dtype, (1,), bits=y.bits)
     with b.loop("p", pixels) as p, b.loop("g", groups, "pipeline") as g:
         b.read(source, p * groups + g, held, (wrap(0),))
         for l in range(lanes):

@@ -1,5 +1,5 @@
-"""FPGAs, and what there is on them, by the public data sheets (AMD DS890, DS962, DS987, DS180, DS190,
-DS891)."""
+"""FPGAs, and what there is on them, by the public data sheets (AMD DS180, DS190, DS890, DS891,
+DS962, DS987)."""
 
 from __future__ import annotations
 

@@ -201,8 +201,8 @@ def _host_type(dtype: DType) -> str:
 
 
 def _positions(order: np.ndarray, name: str) -> tuple[str, str]:
-    """(a definition, an expression of `at`) for the element at position `at` of a stream: by strides
-    where there are few, else by a table."""
+    """(a definition, an expression of `at`) for the element at position `at` of a stream: by
+    strides where there are few, else by a table."""
     digits: list[tuple[int, int]] = []  # extents and strides, innermost first
     rest = order.astype(np.int64)
     start = int(rest[0]) if rest.size else 0

@@ -55,7 +55,8 @@ def read_samples(path: Path) -> list[dict[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as held:
             return [{name: held[name] for name in held.files}]
     except (OSError, ValueError) as error:
-        raise UsageError(f"samples {str(path)!r}: no npz file of inputs by name ({error})") from None
+        raise UsageError(f"samples {str(path)!r}: no npz file of inputs by name ({error})"
+                         ) from None
 
 
 def _megahertz(text: str) -> float:

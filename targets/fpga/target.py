@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from ...passes.dataflow.assembly import Design, assemble
 from ...passes.dataflow.fixed_point import is_float, random_samples, to_fixed_point
 from ...passes.dataflow.folding import fold, intervals, quickest
 from ...passes.dataflow.integer_form import IntegerForm
-from ...passes.dataflow.network import Choice, Layer, Network
+from ...passes.dataflow.network import Choice, Layer, Network, Wire
 from ...passes.dataflow.recognise import Recognised, recognise
 from ...passes.graph.base import PassReport, Pipeline
 from ...passes.graph.dce import DeadCode
@@ -79,7 +79,8 @@ class FpgaTarget:
         files: dict[str, Any] = {f"firmware/{k}": v.encode() for k, v in firmware.items()}
         for header in sorted(HEADERS.glob("*.hpp")):
             files[f"firmware/{header.name}"] = header.read_bytes()
-        for file, text in project.testbench(golden_vectors(region)).items():
+        for file, text in project.testbench(
+                golden_vectors(region, found.network.inputs)).items():
             files[file] = text.encode()
         files["build.tcl"] = project.tcl(self.part, settings.megahertz).encode()
         report = describe_design(design, self.part, settings.megahertz, usage_by_stage(design))
@@ -130,13 +131,13 @@ class FpgaTarget:
         """Raises TargetError when a design is too large for the part."""
         usage = usage_by_stage(design)
         total = sum(usage.values(), Usage())
-        for resource, share in total.shares(self.part).items():
-            if share > FILL:
+        for resource, taken in total.shares(self.part).items():
+            if taken > FILL:
                 largest = max(usage, key=lambda n: usage[n].shares(self.part)[resource])
                 placed = next((p for p in design.stages if p.name == largest), None)
                 origin = placed.layer.origin if placed and placed.layer else largest
                 raise TargetError(
-                    f"the design takes an estimated {share:.0%} of the {resource}s of "
+                    f"the design takes an estimated {taken:.0%} of the {resource}s of "
                     f"{self.part.name}, of which {FILL:.0%} can be used; {origin} takes most "
                     f"({usage[largest].shares(self.part)[resource]:.0%}): ask for fewer frames per "
                     f"second, fewer bits, or take a larger part")
@@ -209,22 +210,24 @@ def as_device(graph: Graph, found: Recognised) -> Graph:
     return region
 
 
-def golden_vectors(region: Graph, frames: int = GOLDEN_FRAMES) -> Golden:
-    """Random frames, and what the integer graph gives for them."""
+def golden_vectors(region: Graph, wires: Sequence[Wire], frames: int = GOLDEN_FRAMES) -> Golden:
+    """Random frames for the inputs that `wires` carry, and what the integer graph gives for
+    them."""
     random = np.random.default_rng(0)
-    inputs, every = [], []
+    inputs: list[list[np.ndarray]] = [[] for _ in region.inputs]
+    outputs: list[list[np.ndarray]] = [[] for _ in region.outputs]
     for _ in range(frames):
-        given = [random.integers(v.dtype.min, v.dtype.max, [
-            d if isinstance(d, int) and k else 1 for k, d in enumerate(v.shape)],
-            endpoint=True).astype(v.dtype.numpy) for v in region.inputs]
-        sizes = {d for v in region.inputs for d in v.shape[:1] if isinstance(d, int)}
-        if sizes and sizes != {1}:
-            given = [np.broadcast_to(a, (next(iter(sizes)), *a.shape[1:])) for a in given]
-        outputs = interpret(region, given)
-        inputs.append([a[:1] for a in given])
-        every.append([a[:1] for a in outputs])
-    return Golden([np.concatenate([f[k] for f in inputs]) for k in range(len(region.inputs))],
-                  [np.concatenate([f[k] for f in every]) for k in range(len(region.outputs))])
+        given = []
+        for value, wire in zip(region.inputs, wires, strict=True):
+            batch, shape = value.shape[0], [int(d) for d in value.shape[1:]]  # type: ignore
+            frame = random.integers(wire.element.low, wire.element.high, shape, endpoint=True)
+            count = batch if isinstance(batch, int) else 1
+            given.append(np.ascontiguousarray(np.broadcast_to(
+                frame.astype(value.dtype.numpy), (count, *frame.shape))))
+        for kept, arrays in ((inputs, given), (outputs, interpret(region, given))):
+            for k, array in enumerate(arrays):
+                kept[k].append(array[0])
+    return Golden([np.stack(f) for f in inputs], [np.stack(f) for f in outputs])
 
 
 def host_program(graph: Graph):
