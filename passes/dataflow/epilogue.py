@@ -159,7 +159,8 @@ def scaled(factor: np.ndarray, bias: np.ndarray, zero: int, low: int, high: int,
 def solve(function: Function, low: np.ndarray, high: np.ndarray,
           guess: Scaled | None = None) -> Epilogue | None:
     """Integer arithmetic equal to a monotone function for all sums from `low` to `high`, i64
-    [channels]; None where there is none in these forms. `guess` is tried, and checked like the others."""
+    [channels]; None where there is none in these forms. `guess` is tried, and checked like the
+    others."""
     ends = function(np.stack([low, high], 1))
     if np.any(ends[:, 0] > ends[:, 1]):
         return None
