@@ -167,7 +167,7 @@ def _scaled(value: Value | None) -> tuple[Value, np.ndarray] | None:
     if factor is None or cast is None or cast.node is None or cast.node.op != "cast":
         return None
     total = cast.node.inputs[0]
-    if total is None or total.dtype not in (dt.i32, dt.i64) or total.shape != value.shape:  # type: ignore
+    if total is None or total.dtype not in (dt.i32, dt.i64) or total.shape != node.output.shape:
         return None
     return total, np.asarray(factor)
 

@@ -1,7 +1,7 @@
 """What stages and FIFOs take of a device: estimates from their shapes.
 
-The constants are fitted to what yosys makes of the SystemVerilog matrix-vector unit for UltraScale+
-(`docs/fpga.md` has the figures); the vendor's tools were not at hand.
+`docs/fpga.md` has them beside what yosys makes of the SystemVerilog matrix-vector unit; the
+vendor's tools were not at hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...passes.dataflow.network import (
     WindowMaximum,
     WindowSum,
 )
-from ...passes.dataflow.templates import element_of
+from ...passes.dataflow.templates import Blend, element_of
 from .parts import Part
 
 CONTROL = 60
@@ -144,12 +144,11 @@ def layer_usage(layer: Layer, choice: Choice) -> Usage:
         return control + _times(memory(layer.output.element.bits, len(layer.table)), lanes)
     if isinstance(layer, Join):
         how = layer.how
-        if not hasattr(how, "left"):
-            return control + _times(memory(layer.output.element.bits, how.size), lanes)  # type: ignore
-        bits = how.shift + 10  # type: ignore[union-attr]
-        products = multiplier(x, abs(how.left).bit_length()) + multiplier(  # type: ignore
-            layer.inputs[1].element.bits, abs(how.right).bit_length())  # type: ignore
-        return control + _times(products + adders(3, bits), lanes)
+        if not isinstance(how, Blend):
+            return control + _times(memory(layer.output.element.bits, how.size), lanes)
+        products = multiplier(x, abs(how.left).bit_length()) + multiplier(
+            layer.inputs[1].element.bits, abs(how.right).bit_length())
+        return control + _times(products + adders(3, how.shift + 10), lanes)
     return control + adders(choice.inputs[0], 2 * x)
 
 
