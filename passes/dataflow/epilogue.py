@@ -88,7 +88,7 @@ class Scaled:
 
     def wide_bits(self) -> int:
         """Bits beyond those of f32 that sums may have, as far as it matters."""
-        matters = self.limit // int(self.factor.min())
+        matters = self.limit // int(self.factor[self.factor > 0].min(initial=self.limit))
         return max(min(self.reach, 2 * matters).bit_length() - SINGLE, 0)
 
     def clipped(self, product: np.ndarray) -> np.ndarray:
@@ -138,7 +138,10 @@ def scaled(factor: np.ndarray, bias: np.ndarray, zero: int, low: int, high: int,
     that stay within `reach`; None when a factor is not positive or too many bits are needed."""
     if not np.all(np.isfinite(factor) & (factor > 0)):
         return None
-    mantissa, exponent = np.frexp(factor.astype(np.float64))
+    # Less than a half whatever the sum is: any small factor does, and 0 needs no bits.
+    flat = factor.astype(np.float64) * reach < 0.499
+    factor = np.where(flat, 1.0, factor.astype(np.float64))
+    mantissa, exponent = np.frexp(factor)
     whole = (mantissa * (1 << SINGLE)).astype(np.int64)
     power = exponent.astype(np.int64) - SINGLE
     odd = whole & -whole  # the lowest bit that is set
@@ -146,11 +149,11 @@ def scaled(factor: np.ndarray, bias: np.ndarray, zero: int, low: int, high: int,
     shift = max(0, int(-power.min()))
     if shift + int(power.max()) > BITS - SINGLE or shift > BITS - 12:
         return None
-    whole = whole << (power + shift)
+    whole = np.where(flat, 0, whole << (power + shift))
     bits = (reach * int(whole.max())).bit_length()
     if bits > BITS:
         return None
-    top = reach * int((whole // (whole & -whole)).max())
+    top = reach * int((whole // np.maximum(whole & -whole, 1)).max())
     narrow = top < 1 << SINGLE and reach < 1 << SINGLE
     return Scaled(whole, bias.astype(np.int64), shift, zero, low, high, reach,
                   narrow)

@@ -98,6 +98,8 @@ def _known_layer(node: Node, fed: set[Value]) -> bool:
         return weights is not None and weights.constant is not None
     if node.op in (*POOLING, *MOVEMENT):
         return True
+    if node.op == "concat":
+        return all(v in fed for v in node.inputs)
     return lookup(node.op).kind == "elementwise" and (
         sum(v in fed for v in node.inputs) == 1 or node.op == "add")
 

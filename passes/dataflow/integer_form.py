@@ -269,4 +269,16 @@ def requantised(node: Node, graph: Graph) -> Value | None:
         graph.constant(zero.reshape(()).astype(np.float32))], {"to": to}, origin=node.origin)
 
 
-RULES = (sink, largest, products, means, requantised)
+@rule("quantize")
+def apart(node: Node, graph: Graph) -> Value | None:
+    """quantize(concat(x...)) to concat(quantize(x)...), for one scale."""
+    x, scale, zero = node.inputs[0], known(node.inputs[1]), known(node.inputs[2])
+    if x is None or x.node is None or x.node.op != "concat" or scale is None or zero is None \
+            or scale.size != 1 or zero.size != 1:
+        return None
+    parts = [graph.add("quantize", [part, *node.inputs[1:]], dict(node.attrs), origin=node.origin)
+             for part in x.node.inputs]
+    return graph.add("concat", parts, dict(x.node.attrs), origin=x.node.origin)
+
+
+RULES = (sink, apart, largest, products, means, requantised)

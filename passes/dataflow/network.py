@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import gcd
 from typing import ClassVar
 
 import numpy as np
@@ -65,12 +66,15 @@ class Layer:
     """A function from wires to one wire; `origin` names the source node."""
 
     kind: ClassVar[str] = ""
-    as_given: ClassVar[bool] = False
-    """Whether its words must be as wide as they come: those of windows by channel hold other
-    elements in another width."""
     origin: str
     inputs: list[Wire]
     output: Wire
+
+    @property
+    def as_given(self) -> bool:
+        """Whether its words must be as wide as they come: those of windows by channel hold other
+        elements in another width."""
+        return False
 
     def choices(self) -> Iterator[Choice]:
         """The ways to fold it."""
@@ -157,10 +161,13 @@ class WindowSum(LaneLayer):
     """Weights [channels, taps] times windows, channel by channel: depthwise, and mean pooling."""
 
     kind = "window_sum"
-    as_given = True
     weights: np.ndarray
     epilogue: Epilogue
     total: Element
+
+    @property
+    def as_given(self) -> bool:
+        return self.weights.shape[1] > 1
 
     def stage(self, name: str, choice: Choice) -> Stage:
         return templates.window_sum(
@@ -177,8 +184,11 @@ class WindowMaximum(LaneLayer):
     """Maxima of windows, channel by channel."""
 
     kind = "window_maximum"
-    as_given = True
     taps: int
+
+    @property
+    def as_given(self) -> bool:
+        return self.taps > 1
 
     def stage(self, name: str, choice: Choice) -> Stage:
         return templates.window_maximum(name, self.output.element, self.output.pixels,
@@ -222,6 +232,41 @@ class Join(LaneLayer):
         return templates.join(name, self.inputs[0].element, self.inputs[1].element, self.how,
                               self.output.element, self.output.elements // choice.output,
                               choice.output)
+
+
+@dataclass(eq=False)
+class Concatenate(Layer):
+    """The channels of two tensors, pixel by pixel."""
+
+    kind = "concatenate"
+
+    def choices(self) -> Iterator[Choice]:
+        a, b = (w.channels for w in self.inputs)
+        for lanes in divisors(gcd(a, b), self.output.element):
+            yield Choice((lanes, lanes), lanes, self.output.elements // lanes)
+
+    def stage(self, name: str, choice: Choice) -> Stage:
+        a, b = self.inputs
+        return templates.concatenate(name, self.output.element, self.output.pixels,
+                                     (a.channels, b.channels), choice.output)
+
+
+@dataclass(eq=False)
+class Keep(Layer):
+    """Some channels of each pixel: those of `runs` (first, beyond)."""
+
+    kind = "keep"
+    runs: tuple[tuple[int, int], ...]
+
+    def choices(self) -> Iterator[Choice]:
+        x = self.inputs[0]
+        common = gcd(x.channels, *(n for run in self.runs for n in run))
+        for lanes in divisors(common, x.element):
+            yield Choice((lanes,), lanes, x.elements // lanes)
+
+    def stage(self, name: str, choice: Choice) -> Stage:
+        x = self.inputs[0]
+        return templates.keep(name, x.element, x.pixels, x.channels, self.runs, choice.output)
 
 
 @dataclass(eq=False)

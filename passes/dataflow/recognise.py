@@ -13,8 +13,10 @@ from ...ir.graph.core import Graph, Node, Value
 from .epilogue import Epilogue, solve
 from .network import (
     ArgMax,
+    Concatenate,
     FrameSum,
     Join,
+    Keep,
     Layer,
     Lookup,
     MatrixVector,
@@ -29,7 +31,7 @@ from .templates import Element, Sliding, element_between
 
 ANCHORS = ("conv", "matmul", "reduce_sum", "pool_sum")
 MOVEMENT = ("reshape", "transpose")
-DIRECT = (*MOVEMENT, "pool_max", "argmax")
+DIRECT = (*MOVEMENT, "pool_max", "argmax", "slice", "concat")
 """Operators that take narrow integers as they are."""
 
 
@@ -101,7 +103,7 @@ class _Recogniser:
         if not is_narrow(value):
             return False
         if node.op in DIRECT:
-            return node.inputs[0] is not None and self.on_device(node.inputs[0])
+            return all(v is not None and self.on_device(v) for v in node.inputs)
         region = self.region(value)
         return region.closed and bool(region.inputs)
 
@@ -123,14 +125,27 @@ class _Recogniser:
                 continue
             found.add(value)
             if not self.on_device(value):
+                self.check_host(value)
                 self.inputs.append(value)
                 continue
             assert value.node is not None
-            before = [value.node.inputs[0]] if value.node.op in DIRECT \
-                else self.region(value).inputs
+            before = value.node.inputs if value.node.op in DIRECT else self.region(value).inputs
             stack.extend(v for v in before if v is not None)
         self.inputs.reverse()
         return found
+
+    def check_host(self, value: Value) -> None:
+        """Refuses an input of the layers that the host would compute from what layers give."""
+        stack, seen = [value], set()
+        while stack:
+            v = stack.pop()
+            if v in seen or v.node is None:
+                continue
+            seen.add(v)
+            if self.on_device(v):
+                assert value.node is not None
+                refuse(value.node, "of what layers give and other tensors")
+            stack.extend(x for x in v.node.inputs if x is not None)
 
     # Wires --------------------------------------------------------------------------------------
 
@@ -191,6 +206,10 @@ class _Recogniser:
             return self.maximum(value, node)
         if node.op == "argmax":
             return self.argmax(value, node)
+        if node.op == "slice":
+            return self.kept(value, node)
+        if node.op == "concat":
+            return self.concatenated(value, node)
         region = self.region(value)
         anchors = [n for n in region.nodes if n.op in ANCHORS]
         others = [n for n in region.nodes if n.op not in ANCHORS and not region.is_elementwise(n)
@@ -294,12 +313,85 @@ class _Recogniser:
         x = self.wire(region.inputs[0])
         table = region.table([x.element])
         if table is None:
-            refuse(region.nodes[-1], "with constants that differ from channel to channel")
+            return self.each_channel(value, region, x)
         low, high = int(table.min()), int(table.max())
         if np.array_equal(table, np.arange(x.element.low, x.element.high + 1)):
             return x
         output = Wire(_origin(value), element_between(low, high), x.pixels, x.channels, x.order)
         return self.emit(Lookup(_origin(value), [x], output, table))
+
+    def each_channel(self, value: Value, region: Region, x: Wire) -> Wire:
+        """Monotone arithmetic with constants of each channel, as products by one."""
+        node, axis = region.nodes[-1], region.channel_axis()
+        if axis is None or axis == 0:
+            refuse(node, "with constants that differ from place to place")
+        shape = self.frame(value)
+        inner, count = int(np.prod(shape[axis:])), shape[axis - 1]
+        grid = (x.order // inner % count).reshape(x.pixels, x.channels)
+        if not np.all(grid == grid[0]):
+            refuse(node, "with constants that differ from place to place")
+        function = region.function(region.inputs[0], axis)
+        low, high = (np.full(count, n, np.int64) for n in (x.element.low, x.element.high))
+        found = None if function is None else solve(function, low, high)
+        if found is None:
+            refuse(node, "of each channel, which is not monotone or has too many levels")
+        output = Wire(_origin(value), _element(found), x.pixels, x.channels, x.order)
+        return self.emit(WindowSum(_origin(value), [x], output, np.ones((x.channels, 1), np.int64),
+                                   found.permuted(grid[0]), x.element))
+
+    def kept(self, value: Value, node: Node) -> Wire:
+        """A slice: some channels of each pixel."""
+        source = node.inputs[0]
+        assert source is not None
+        x, shape = self.wire(source), self.frame(source)
+        self.frame(value)
+        picks = [int(s) + np.arange(int(n)) * int(k) for s, n, k in zip(
+            *(node.attrs[key][1:] for key in ("starts", "sizes", "steps")), strict=True)]
+        chosen = np.arange(x.elements).reshape(shape)[np.ix_(*picks)].reshape(-1)
+        places = np.full(x.elements, -1)
+        places[chosen] = np.arange(chosen.size)
+        grid = places[x.order].reshape(x.pixels, x.channels)
+        inside = grid[0] >= 0
+        if not np.array_equal(grid >= 0, np.broadcast_to(inside, grid.shape)) or not inside.any():
+            refuse(node, "of other elements than the same channels of each pixel")
+        if inside.all():
+            return x.view(x.pixels, x.channels, grid.reshape(-1))
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(np.int8), [0]])))
+        runs = tuple((int(a), int(b)) for a, b in edges.reshape(-1, 2))
+        output = Wire(node.origin, x.element, x.pixels, int(inside.sum()),
+                      grid[:, inside].reshape(-1))
+        return self.emit(Keep(node.origin, [x], output, runs))
+
+    def concatenated(self, value: Value, node: Node) -> Wire:
+        """Tensors side by side: pixel by pixel, the channels of each."""
+        shape, axis = self.frame(value), node.attrs["axis"] - 1
+        if axis < 0:
+            refuse(node, "along the first axis")
+        elements, start, parts = np.arange(int(np.prod(shape))).reshape(shape), 0, []
+        for source in node.inputs:
+            assert source is not None
+            x, size = self.wire(source), self.frame(source)[axis]
+            inside = elements.take(np.arange(start, start + size), axis).reshape(-1)
+            parts.append((x, inside[x.order].reshape(x.pixels, x.channels)))
+            start += size
+        low = min(x.element.low for x, _ in parts)
+        element = element_between(low, max(x.element.high for x, _ in parts))
+        whole, grid = self.widened(parts[0][0], element), parts[0][1]
+        for x, more in parts[1:]:
+            if x.pixels != whole.pixels:
+                refuse(node, "of tensors of other numbers of pixels")
+            grid = np.concatenate([grid, more], 1)
+            output = Wire(node.origin, element, whole.pixels, grid.shape[1], grid.reshape(-1))
+            whole = self.emit(Concatenate(node.origin, [whole, self.widened(x, element)], output))
+        return whole
+
+    def widened(self, x: Wire, element: Element) -> Wire:
+        """A wire as one of elements that hold more."""
+        if x.element == element:
+            return x
+        every = np.arange(x.element.low, x.element.high + 1)
+        output = Wire(x.name, element, x.pixels, x.channels, x.order)
+        return self.emit(Lookup(x.name, [x], output, every))
 
     def join(self, value: Value, region: Region) -> Wire:
         a, b = (self.wire(v) for v in region.inputs)
@@ -344,7 +436,7 @@ class _Recogniser:
         correction = -zero * w.sum(1)
         low, high = low + correction, high + correction
         reach = int(np.maximum(np.abs(low), np.abs(high)).max(initial=1))
-        function = region.function(anchor, axis)
+        function = region.function(anchor.output, axis)
         if function is None:
             refuse(anchor, "followed, before it is rounded, by more than monotone arithmetic with "
                            "constants of each channel")

@@ -93,12 +93,21 @@ class Region:
         graph.outputs = [made[result]]
         return np.broadcast_to(interpret(graph, list(arrays.values()))[0], shape)
 
-    def function(self, anchor: Node, axis: int) -> Function | None:
-        """The output as a function of the anchor's sums [channels, n], where it is monotone and
-        constants differ at most along `axis`, that of the channels; None where it is not so."""
-        total = anchor.output
+    def channel_axis(self) -> int | None:
+        """The one axis of the output along which constants differ; None for several."""
+        axes = set()
+        for node in self.nodes:
+            for v in node.inputs:
+                if v is not None and v.constant is not None:
+                    axes |= {self.output.rank - v.rank + k for k, n in enumerate(v.shape) if n != 1}
+        return axes.pop() if len(axes) == 1 else None
+
+    def function(self, total: Value, axis: int) -> Function | None:
+        """The output as a function of a value in the region, or an input, such as the sums of a
+        product: from its elements [channels, n], where it is monotone and constants differ at most
+        along `axis`, that of the channels; None where it is not so."""
         if not all(self.is_elementwise(n) and is_monotone(n) for n in self.nodes
-                   if n is not anchor and not self._before(n, anchor)):
+                   if n is not total.node and not self._before(n, total)):
             return None
         other = total.rank - 1 if axis != total.rank - 1 else 0
         channels = int(total.shape[axis])  # type: ignore[arg-type]
@@ -120,9 +129,11 @@ class Region:
             return None
         return function
 
-    def _before(self, node: Node, anchor: Node) -> bool:
-        """Whether the anchor needs a node."""
-        stack, seen = [v for v in anchor.inputs if v is not None], set()
+    def _before(self, node: Node, total: Value) -> bool:
+        """Whether a value is computed from a node's."""
+        if total in self.inputs or total.node is None:
+            return False
+        stack, seen = [v for v in total.node.inputs if v is not None], set()
         while stack:
             value = stack.pop()
             if value.node is node:

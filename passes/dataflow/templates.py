@@ -514,6 +514,47 @@ def convert(name: str, x: Element, elements: int, from_lanes: int, to_lanes: int
     return b.stage()
 
 
+def concatenate(name: str, x: Element, pixels: int, channels: tuple[int, int],
+                lanes: int) -> Stage:
+    """The channels of each pixel of one stream, then those of another."""
+    b = Writer(name)
+    first, second = (n // lanes for n in channels)
+    left = b.stream("a", x, pixels * first, lanes)
+    right = b.stream("b", x, pixels * second, lanes)
+    target = b.stream("y", x, pixels * (first + second), lanes)
+    word = b.alloc("word", x.dtype, (lanes,), bits=x.bits, banks=(lanes,))
+    with b.loop("p", pixels) as p, b.loop("g", first + second, "pipeline") as g:
+        with b.when(op("lt", g, first)):
+            b.read(left, p * first + g, word, (wrap(0),))
+        with b.otherwise():
+            b.read(right, p * second + (g - first), word, (wrap(0),))
+        b.write(target, p * (first + second) + g, word, (wrap(0),))
+    return b.stage()
+
+
+def keep(name: str, x: Element, pixels: int, channels: int, runs: tuple[tuple[int, int], ...],
+         lanes: int) -> Stage:
+    """Some channels of each pixel: those of the runs (first, beyond), which words divide."""
+    b = Writer(name)
+    groups, kept = channels // lanes, sum(end - start for start, end in runs) // lanes
+    source = b.stream("x", x, pixels * groups, lanes)
+    target = b.stream("y", x, pixels * kept, lanes)
+    word = b.alloc("word", x.dtype, (lanes,), bits=x.bits, banks=(lanes,))
+    with b.loop("p", pixels) as p, b.loop("g", groups, "pipeline") as g:
+        b.read(source, p * groups + g, word, (wrap(0),))
+        before: Expr = const(0)  # kept words of the pixel that came before this one
+        inside: list[Expr] = []
+        for start, end in ((s // lanes, e // lanes) for s, e in runs):
+            before = before + minimum(maximum(g - start, const(0)), const(end - start))
+            inside.append(both(op("ge", g, start), op("lt", g, end)))
+        chosen = inside[0]
+        for more in inside[1:]:
+            chosen = op("or", chosen, more)
+        with b.when(chosen):
+            b.write(target, p * kept + before, word, (wrap(0),))
+    return b.stage()
+
+
 def argmax(name: str, x: Element, pixels: int, channels: int, lanes: int, order: np.ndarray,
            y: Element) -> Stage:
     """The number of the largest channel of each pixel, of equal ones the least; `order` [channels]

@@ -7,6 +7,7 @@ import json
 import subprocess
 
 import numpy as np
+import onnx
 import pytest
 from fpga.networks import (
     integer_results,
@@ -16,6 +17,7 @@ from fpga.networks import (
     without_softmax,
 )
 from fpga.stages import FLAGS, HEADER, ROOT, run_design
+from onnx import TensorProto, helper, numpy_helper
 from trained_models import models_folder
 
 import smelt
@@ -110,26 +112,104 @@ def design_of(model, options=None, part: str = "xcu280"):
     return graph, found, target.design(found.network, settings)
 
 
-def test_any_folding_gives_the_same(rng):
-    """In the kernel interpreter, for foldings at random."""
-    graph, found, _ = design_of(small_cnn(rng, side=5, channels=4))
-    value = found.inputs[0]
-    frame = rng.integers(-128, 128, [int(d) for d in value.shape]).astype(value.dtype.numpy)
+def in_interpreter(model, rng, foldings: int = 1) -> None:
+    """The kernels of the layers, for foldings at random, against the integer graph."""
+    graph, found, _ = design_of(model)
+    frames = [rng.integers(w.element.low, w.element.high + 1, [int(d) for d in v.shape]).astype(
+        v.dtype.numpy) for v, w in zip(found.inputs, found.network.inputs, strict=True)]
     results = []
-    for _ in range(3):
+    for _ in range(foldings):
         prices: dict = {}
         choices = fold(found.network, 10**9, lambda layer, choice, prices=prices: (
             prices.setdefault((layer, choice), rng.random())))
         design = assemble(found.network, choices)
-        stream = frame.reshape(-1)[found.network.inputs[0].order]
-        (result,) = run_design(design, stream)
-        results.append(result[np.argsort(found.network.outputs[0].order)])
-    whole = as_device(graph, found)
-    (expected,) = interpret(whole, [frame])
-    results.append(expected.reshape(-1))
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
-    np.testing.assert_array_equal(results[0], results[3])
+        results.append(run_design(design, *(
+            f.reshape(-1)[w.order] for f, w in zip(frames, found.network.inputs, strict=True))))
+    wires = found.network.outputs
+    expected = interpret(as_device(graph, found), frames)
+    for streams in results:
+        for stream, wire, want in zip(streams, wires, expected, strict=True):
+            np.testing.assert_array_equal(stream[np.argsort(wire.order)], want.reshape(-1))
+
+
+def test_any_folding_gives_the_same(rng):
+    in_interpreter(small_cnn(rng, side=5, channels=4), rng, foldings=3)
+
+
+def weights(rng, **shapes) -> list:
+    return [numpy_helper.from_array((rng.standard_normal(s) * 0.5).astype(np.float32), n)
+            for n, s in shapes.items()]
+
+
+def chain(rng, shape, nodes, out=None, **shapes) -> onnx.ModelProto:
+    """A model of nodes (operator, its other inputs, attributes) one after another."""
+    made, x = [], "x"
+    for k, (kind, others, attrs) in enumerate(nodes):
+        y = "y" if k == len(nodes) - 1 else f"t{k}"
+        made.append(helper.make_node(kind, [x, *others], [y], name=f"n{k}", **attrs))
+        x = y
+    graph = helper.make_graph(
+        made, "chain", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", out or TensorProto.FLOAT, None)],
+        weights(rng, **shapes))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+CHAINS = {
+    "one spatial axis": lambda r: chain(r, [1, 3, 11], [
+        ("Conv", ["w", "b"], {"pads": [2, 1], "strides": [2], "dilations": [2]}), ("Relu", [], {}),
+        ("MaxPool", [], {"kernel_shape": [2], "strides": [1], "pads": [1, 0]})],
+        w=(4, 3, 3), b=(4,)),
+    "groups": lambda r: chain(r, [1, 4, 5, 4], [
+        ("Conv", ["w"], {"group": 2, "pads": [1, 0, 1, 2]}), ("Conv", ["v"], {"group": 6})],
+        w=(6, 2, 3, 3), v=(6, 1, 2, 2)),
+    "channels last": lambda r: chain(r, [1, 5, 6, 3], [
+        ("Transpose", [], {"perm": [0, 3, 1, 2]}), ("Conv", ["w"], {"strides": [3, 2]}),
+        ("Transpose", [], {"perm": [0, 2, 3, 1]})], w=(4, 3, 2, 3)),
+    "flattened pixels": lambda r: chain(r, [1, 2, 3, 4], [
+        ("Conv", ["w"], {}), ("Relu", [], {}), ("Flatten", [], {}), ("MatMul", ["v"], {})],
+        w=(3, 2, 1, 1), v=(36, 5)),
+    "rows": lambda r: chain(r, [1, 7, 6], [
+        ("MatMul", ["w"], {}), ("Relu", [], {}), ("MatMul", ["v"], {})], w=(6, 5), v=(5, 1)),
+    "largest": lambda r: chain(r, [1, 3, 4, 4], [
+        ("Conv", ["w"], {}), ("ArgMax", [], {"axis": 1, "keepdims": 0})], TensorProto.INT64,
+        w=(5, 3, 2, 2)),
+    "one of everything": lambda r: chain(r, [1, 1, 1, 1], [
+        ("Conv", ["w", "b"], {}), ("GlobalAveragePool", [], {}), ("Flatten", [], {}),
+        ("Gemm", ["v"], {})], w=(1, 1, 1, 1), b=(1,), v=(1, 1)),
+    "unused rows": lambda r: chain(r, [1, 2, 9, 9], [
+        ("Conv", ["w"], {"strides": [4, 4]}), ("LeakyRelu", [], {"alpha": 0.1}),
+        ("Sigmoid", [], {}), ("Conv", ["v"], {})], w=(2, 2, 3, 3), v=(2, 2, 1, 1)),
+}
+
+
+def shuffled(rng) -> onnx.ModelProto:
+    """Halves of channels: one through a convolution, then interleaved and halved again, as in
+    ShuffleNet (Ma et al. 2018)."""
+    node = helper.make_node
+    nodes = [node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+             node("Split", ["a"], ["b", "c"], axis=1),
+             node("Conv", ["c", "v"], ["d"], group=3), node("Concat", ["b", "d"], ["e"], axis=1),
+             node("Reshape", ["e", "five"], ["f"]),
+             node("Transpose", ["f"], ["g"], perm=[0, 2, 1, 3, 4]),
+             node("Reshape", ["g", "four"], ["h"]), node("Split", ["h"], ["i", "j"], axis=1),
+             node("Conv", ["j", "u"], ["k"]), node("Concat", ["i", "k", "i"], ["l"], axis=1),
+             node("Conv", ["l", "t"], ["y"])]
+    held = weights(rng, w=(6, 2, 3, 3), v=(3, 1, 1, 1), u=(2, 3, 1, 1), t=(2, 8, 1, 1))
+    held += [numpy_helper.from_array(np.array(s, np.int64), n) for n, s in (
+        ("five", [1, 2, 3, 4, 5]), ("four", [1, 6, 4, 5]))]
+    graph = helper.make_graph(
+        nodes, "shuffled", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 4, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+CHAINS["shuffled channels"] = shuffled
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_shapes_of_layers(name, rng):
+    in_interpreter(CHAINS[name](rng), rng, foldings=2)
 
 
 @pytest.mark.slow
@@ -166,7 +246,8 @@ def test_project_has_what_the_tools_need(rng, tmp_path):
     assert declared in text
     top.write_text(text.replace(declared, f"SMELT_FIFO({branch['name']}, 4)"))
     failed = testbench()
-    assert failed.returncode != 0 and f"full: {branch['name']} (depth 4)" in failed.stderr
+    full = failed.stderr.partition("full: ")[2]
+    assert failed.returncode != 0 and f"{branch['name']} (depth 4)" in full
 
 
 def test_depths_suffice_and_less_does_not(rng):
@@ -181,8 +262,6 @@ def test_depths_suffice_and_less_does_not(rng):
 @pytest.mark.slow
 def test_activations_that_are_not_monotone_are_tables(rng):
     """hard-swish behind a convolution: the sum is rounded first, and its function looked up."""
-    import onnx
-
     model = small_cnn(rng, side=5, channels=3)
     for node in model.graph.node:
         if node.op_type == "Relu":

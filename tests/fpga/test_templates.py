@@ -120,6 +120,13 @@ def cases():
                           [both[x, y + 128].reshape(-1)]))
         found.append((t.fork(f"fork{k}", U8, x.size // lanes, lanes, k + 2), [x],
                       [x.reshape(-1)] * (k + 2)))
+        more = random.integers(0, 256, (pixels, 2 * channels))
+        found.append((t.concatenate(f"beside{k}", U8, pixels, (channels, 2 * channels), lanes),
+                      [x, more], [np.concatenate([x, more], 1).reshape(-1)]))
+        runs = (0, lanes), (2 * lanes, 3 * lanes), (channels + 2 * lanes, channels + 3 * lanes)
+        wide = random.integers(0, 256, (pixels, channels + 4 * lanes))
+        found.append((t.keep(f"kept{k}", U8, pixels, channels + 4 * lanes, runs, lanes), [wide],
+                      [np.concatenate([wide[:, a:b] for a, b in runs], 1).reshape(-1)]))
     x = random.integers(0, 256, 30)
     for k, (a, b) in enumerate(((1, 3), (3, 1), (2, 6), (6, 2), (5, 5))):
         found.append((t.convert(f"convert{k}", U8, 30, a, b), [x], [x]))
