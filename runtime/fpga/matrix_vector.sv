@@ -34,7 +34,8 @@ module matrix_vector #(
     localparam int WORDS = STEPS * GROUPS;
     localparam int STEP_BITS = STEPS > 1 ? $clog2(STEPS) : 1;
     localparam int WORD_BITS = WORDS > 1 ? $clog2(WORDS) : 1;
-    localparam int PRODUCT_BITS = X_BITS + 1 + WEIGHT_BITS;
+    localparam int PRODUCT_BITS = X_BITS + (X_SIGNED ? 0 : 1) + WEIGHT_BITS;
+    localparam int PART_BITS = PRODUCT_BITS + $clog2(SIMD + 1);
 
     // One step a cycle: the first group takes the vector from the stream and keeps it for the others.
     wire go = !y_valid || y_ready;
@@ -98,7 +99,7 @@ module matrix_vector #(
 
     for (genvar o = 0; o < PE; o++) begin : output_
         reg signed [PRODUCT_BITS-1:0] products [0:SIMD-1];
-        reg signed [SUM_BITS-1:0] part;
+        reg signed [PART_BITS-1:0] part;
         reg signed [SUM_BITS-1:0] sum;
         for (genvar i = 0; i < SIMD; i++) begin : input_
             wire [X_BITS-1:0] bits = x1[i*X_BITS +: X_BITS];
@@ -112,7 +113,7 @@ module matrix_vector #(
                     products[i] <= x * w;
             end
         end
-        reg signed [SUM_BITS-1:0] tree;
+        reg signed [PART_BITS-1:0] tree;
         always_comb begin
             tree = '0;
             for (int i = 0; i < SIMD; i++) tree = tree + products[i];

@@ -1,7 +1,7 @@
 """What stages and FIFOs take of a device: estimates from their shapes.
 
-`docs/fpga.md` has them beside what yosys makes of the SystemVerilog matrix-vector unit; the
-vendor's tools were not at hand.
+The logic of the matrix-vector unit is fitted to what yosys makes of its SystemVerilog twin
+(`docs/fpga.md` has the figures); the vendor's tools were not at hand.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ CONTROL = 60
 """LUTs of a stage's counters and handshakes."""
 MULTIPLIER_BITS = 5
 """Factors of at least as many bits, both, are multiplied by a DSP; smaller ones by LUTs."""
+FITTED = 1.38
+"""LUTs that yosys takes for the logic of a matrix-vector unit, over what its operators count."""
 DISTRIBUTED_WORDS = 64
 """Words up to which a memory lies in LUTs."""
 
@@ -104,6 +106,21 @@ def _times(usage: Usage, count: int) -> Usage:
     return Usage(usage.lut * count, usage.ff * count, usage.dsp * count, usage.bram * count)
 
 
+def product_usage(layer: MatrixVector, choice: Choice) -> Usage:
+    """The sums of a matrix-vector unit, without its streams and what follows."""
+    outputs, inputs = layer.weights.shape
+    x, w = layer.inputs[0].element.bits, element_of(layer.weights).bits
+    lanes, simd = choice.output, choice.inputs[0]
+    words = outputs // lanes * (inputs // simd)
+    ternary = abs(layer.weights).max(initial=0) <= 1
+    one = Usage(lut=x) if ternary else multiplier(x, w)
+    units = _times(one + adders(1, x + (0 if ternary else w) + 2), lanes * simd)
+    held = memory(x * simd, inputs // simd) if outputs > lanes else Usage()
+    logic = Usage(lut=CONTROL / 2, ff=CONTROL / 2) + units + adders(lanes, layer.total.bits)
+    return (Usage(FITTED * logic.lut, logic.ff, logic.dsp) + held
+            + memory(w * lanes * simd, words))
+
+
 def layer_usage(layer: Layer, choice: Choice) -> Usage:
     """The estimate for a folded layer."""
     x = layer.inputs[0].element.bits
@@ -111,17 +128,9 @@ def layer_usage(layer: Layer, choice: Choice) -> Usage:
     control = Usage(lut=CONTROL + layer.output.element.bits * lanes,
                     ff=CONTROL + 2 * layer.output.element.bits * lanes + x * choice.inputs[0])
     if isinstance(layer, MatrixVector):
-        outputs, inputs = layer.weights.shape
-        w, simd = element_of(layer.weights).bits, choice.inputs[0]
-        words = outputs // lanes * (inputs // simd)
-        ternary = abs(layer.weights).max(initial=0) <= 1
-        one = Usage(lut=x) if ternary else multiplier(x, w)
-        units = _times(one + adders(1, x + (0 if ternary else w) + 2), lanes * simd)
-        sums = adders(lanes, layer.total.bits)
-        held = memory(x * simd, inputs // simd) if outputs > lanes else Usage()
-        return (control + units + sums + held + memory(w * lanes * simd, words)
-                + finishing(layer.epilogue, layer.total.bits, layer.output.element.bits, lanes,
-                            outputs))
+        return control + product_usage(layer, choice) + finishing(
+            layer.epilogue, layer.total.bits, layer.output.element.bits, lanes,
+            layer.output.channels)
     if isinstance(layer, Window):
         s = layer.sliding
         return control + Usage(lut=2 * CONTROL, ff=2 * CONTROL) + memory(
