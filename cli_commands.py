@@ -79,6 +79,11 @@ def compile(
         "weights=blob of cpu:generic.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="A web page beside the model that shows it: "
                                        "with target webgpu.")] = False,
+    clock: Annotated[str | None, typer.Option(
+        "--clock", metavar="FREQUENCY", help="The clock of an fpga, such as 200MHz.")] = None,
+    target_fps: Annotated[str | None, typer.Option(
+        "--target-fps", metavar="RATE", help="Frames per second that an fpga has to take; without, "
+        "as many as fit.")] = None,
     quantize: Annotated[str | None, typer.Option("--quantize", metavar="SCHEME", help="Weights of "
                                                  "fewer bits: w8, w4, w3, w2 or ternary; with a8 "
                                                  "behind, activations of 8 bits too. int8: both by "
@@ -124,7 +129,7 @@ def compile(
                       fixed=_fixed(fixed or ()), threads=threads, optimize=optimize, exact=exact,
                       precision=precision, accuracy=accuracy, passes=passes,
                       states=parse_states(state or ()), name=name,
-                      extra=_options(option or ()) | ({"demo": "true"} if demo else {}),
+                      extra=_extra(option or (), clock, target_fps, demo),
                       compression=compression_of(quantize, group, method, data, keep or (),
                                                  ranges, accuracy))
     if tuning is not None and tune:
@@ -220,6 +225,13 @@ def _size_facts(output: Path, report: dict[str, Any]) -> dict[str, Any]:
     work = [k["flops"] * k["launches"] for k in report["kernels"] if isinstance(k["flops"], int)]
     return {**facts, "kernels": len(report["kernels"]), "flops": sum(work),
             "bytes": sum(files.values()), "files": files}
+
+
+def _extra(texts: Iterable[str], clock: str | None, target_fps: str | None,
+           demo: bool) -> dict[str, str]:
+    """The options that one target alone knows."""
+    named = {"clock": clock, "target-fps": target_fps, "demo": "true" if demo else None}
+    return _options(texts) | {k: v for k, v in named.items() if v is not None}
 
 
 def _options(texts: Iterable[str]) -> dict[str, str]:

@@ -207,6 +207,9 @@ class Request:
         add(self.records.digest() if self.records else "")
         add(sorted((k, tuple(v)) for k, v in (self.shapes or {}).items()))
         add(sorted((self.dims or {}).items()), sorted((self.extra or {}).items()))
+        for value in (self.extra or {}).values():
+            if os.path.isfile(value):  # such as samples: what is in it counts
+                add(Path(value).read_bytes())
         if self.compression is not None:
             add(self.compression.key())
         for name, array in sorted((self.fixed or {}).items()):

@@ -55,6 +55,8 @@ def describe_build(build: Build, name: str, target: str) -> dict[str, Any]:
         report["compression"] = build.reports["compression"]
     if "precision" in build.reports:
         report["precision"] = build.reports["precision"]
+    if "fpga" in build.reports:
+        report["fpga"] = build.reports["fpga"]
     report.update(_describe_graph(build.graph, kernels))
     for node in report["nodes"]:
         if node.get("kernel") is not None:

@@ -9,7 +9,6 @@ from .errors import SmeltError
 PLANNED = {
     "cuda": "NVIDIA GPUs: CUDA source, cubin and a C library",
     "webgpu": "browsers and WebGPU devices: WGSL and an ES module",
-    "fpga": "FPGAs: an HLS dataflow project",
 }
 """Families of the design that do not exist yet."""
 
@@ -36,6 +35,10 @@ def target_rows() -> list[dict[str, Any]]:
 
 
 def _specs(family: str) -> list[str]:
+    if family == "fpga":
+        from .targets.fpga.parts import PARTS
+
+        return [f"fpga:{part}" for part in PARTS]
     if family != "cpu":
         return [family]
     from .targets.cpu.isa import VARIANTS

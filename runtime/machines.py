@@ -23,7 +23,7 @@ def why_not_here(artifact: Artifact) -> str | None:
     if MODULE in files:
         return (f"{path!r} is WebAssembly ({target}): load it in a browser or Node.js by its "
                 f"model.mjs, or compile the model for this machine with target cpu.")
-    if target.split(":")[0] != "cpu":
+    if target.split(":")[0] not in ("cpu", "fpga"):
         return f"{path!r} is made for {target or 'no target'}, not for a CPU."
     if artifact.manifest.get("library", LIBRARY) not in files:
         return (f"{path!r} is source code for {target}: build it into a program, or compile the "

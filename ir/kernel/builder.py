@@ -52,16 +52,17 @@ class Builder:
         # Names such as d7 and round2 are those of sizes.
         return f"{name}{'_' if name in ('d', 'round') else ''}{self._count}"
 
-    def param(self, name: str, dtype: DType, shape: Sequence[Any], space: str = "global") -> Buffer:
+    def param(self, name: str, dtype: DType, shape: Sequence[Any], space: str = "global",
+              lanes: int = 1, bits: int = 0, banks: tuple[int, ...] = ()) -> Buffer:
         """A parameter of the kernel; outputs come last."""
-        buffer = Buffer(self._unique(name), dtype, tuple(shape), space)
+        buffer = Buffer(self._unique(name), dtype, tuple(shape), space, lanes, None, bits, banks)
         self.params.append(buffer)
         return buffer
 
     def alloc(self, name: str, dtype: DType, shape: Sequence[Any], space: str = "local",
-              lanes: int = 1) -> Buffer:
+              lanes: int = 1, bits: int = 0, banks: tuple[int, ...] = ()) -> Buffer:
         """Storage for the rest of the current block, contents undefined."""
-        buffer = Buffer(self._unique(name), dtype, tuple(shape), space, lanes)
+        buffer = Buffer(self._unique(name), dtype, tuple(shape), space, lanes, None, bits, banks)
         self.emit(Alloc(buffer))
         return buffer
 
@@ -110,12 +111,13 @@ class Builder:
         self.store(buffer, index, op(kind, load(buffer, index), wrap(value, buffer.dtype)))
 
     @contextmanager
-    def loop(self, name: str, extent, kind: str = "serial", grain: int = 1) -> Iterator[Var]:
+    def loop(self, name: str, extent, kind: str = "serial", grain: int = 1,
+             ii: int = 1) -> Iterator[Var]:
         """for 0 <= v < extent."""
         variable = var(self._unique(name), extent=wrap(extent))
         with self._nested() as body:
             yield variable
-        self.emit(For(variable, extent, Block(*body), kind, grain))
+        self.emit(For(variable, extent, Block(*body), kind, grain, ii))
 
     @contextmanager
     def loops(self, name: str, extents: Sequence[Any], kind: str = "serial", grain: int = 1):

@@ -44,6 +44,7 @@ def run_kernel(kernel: Kernel, buffers: Sequence[np.ndarray], sizes: dict[str, i
                           f"{len(buffers)} given")
     flat = [_flatten(kernel, b, a, sizes) for b, a in zip(kernel.params, buffers, strict=True)]
     function = _compiled(kernel, sizes, races)
+    _check_bits(kernel, flat[:len(flat) - kernel.outputs], kernel.params)
     with np.errstate(all="ignore"):
         try:
             function(_Run(seed), *flat)
@@ -51,6 +52,21 @@ def run_kernel(kernel: Kernel, buffers: Sequence[np.ndarray], sizes: dict[str, i
             raise KernelFault(f"kernel {kernel.name}: {e}") from None
         except ZeroDivisionError:
             raise KernelFault(f"kernel {kernel.name}: an index is divided by zero") from None
+    _check_bits(kernel, flat, kernel.params)
+
+
+def _check_bits(kernel: Kernel, arrays: Sequence[np.ndarray], buffers: Sequence[Buffer]) -> None:
+    """Refuses elements of parameters that need more bits than their buffer has."""
+    for array, buffer in zip(arrays, buffers):
+        if not buffer.bits or not array.size:
+            continue
+        signed = buffer.dtype.kind == "int"
+        low = -(1 << buffer.bits - 1) if signed else 0
+        high = (1 << buffer.bits - signed) - 1
+        least, most = int(array.min()), int(array.max())
+        if least < low or most > high:
+            raise KernelFault(f"kernel {kernel.name}: {buffer.name} of {buffer.bits} bits holds "
+                              f"{least if least < low else most}")
 
 
 def source(kernel: Kernel, sizes: dict[str, int] | None = None) -> str:

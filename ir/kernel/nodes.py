@@ -1,7 +1,8 @@
 """The grammar of kernels.
 
     kernel := Kernel(name, params: Buffer*, sizes: Var*, body: Block)
-    buffer := Buffer(name, dtype, shape, space, lanes)          row-major unless strides are given
+    buffer := Buffer(name, dtype, shape, space, lanes)          row-major unless strides are given;
+                                                                `bits` and `banks` for hardware
     stmt   := Block(stmt*)
             | For(var, extent, body, kind)     0 <= var < extent
             | While(condition, body)
@@ -16,8 +17,10 @@
 
 Loop kinds: "serial", "parallel" (iterations independent, over threads), "vector" (to be turned
 into lanes), "unroll", "grid.x|y|z", "block.x|y|z" (GPU axes), "pipeline" (HLS).
+A "pipeline" loop starts an iteration every `ii` cycles.
 Memory spaces: "global", "shared", "local" (per task, addressable), "register" (every index is
-constant after unrolling), "constant", "stream".
+constant after unrolling), "constant", "stream" (a FIFO that the kernel only reads or only writes:
+element 0 first, each once, in order; `ir.kernel.streams` checks it).
 
 Vectors: a Load of L lanes reads L consecutive elements of the innermost dimension; with a vector
 of indices in the last place it gathers. A Store mirrors it. `count`, when given, limits both to
@@ -41,7 +44,11 @@ SPACES = ("global", "shared", "local", "register", "constant", "stream")
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """A named array in a memory space. `strides` are in elements; None is dense row-major."""
+    """A named array in a memory space. `strides` are in elements; None is dense row-major.
+
+    For hardware: `bits` is the width that all its elements fit in (0: that of the dtype); `banks`
+    the number of memories, dimension by dimension, over which its elements lie cyclically, so that
+    as many can be accessed at a time (empty: one memory)."""
 
     name: str
     dtype: DType
@@ -49,11 +56,17 @@ class Buffer:
     space: str = "global"
     lanes: int = 1
     strides: tuple[Any, ...] | None = None
+    bits: int = 0
+    banks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(simplify_dim(d) for d in self.shape))
         if self.space not in SPACES:
             raise ValueError(f"unknown memory space {self.space!r}")
+        if self.bits and not (self.dtype.is_integer and 0 < self.bits <= self.dtype.bits):
+            raise ValueError(f"{self.name} of {self.dtype} has no elements of {self.bits} bits")
+        if self.banks and len(self.banks) != len(self.shape):
+            raise ValueError(f"{self.name} has rank {len(self.shape)}, its banks {self.banks}")
 
     @property
     def rank(self) -> int:
@@ -166,18 +179,22 @@ class Block(Stmt):
 
 @dataclass(frozen=True, eq=False)
 class For(Stmt):
-    """`grain` is the number of iterations of a parallel loop that are worth handing over."""
+    """`grain` is the number of iterations of a parallel loop that are worth handing over, `ii` the
+    cycles between the starts of iterations of a pipelined one."""
 
     var: Var
     extent: Any
     body: Block
     kind: str = "serial"
     grain: int = 1
+    ii: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extent", simplify_dim(self.extent))
         if self.kind not in LOOP_KINDS:
             raise ValueError(f"unknown loop kind {self.kind!r}")
+        if self.ii < 1 or self.ii > 1 and self.kind != "pipeline":
+            raise ValueError(f"a {self.kind} loop with an iteration every {self.ii} cycles")
 
 
 @dataclass(frozen=True, eq=False)

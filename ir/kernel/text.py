@@ -12,8 +12,9 @@
     kernel    := kernel name(sizes; buffers) outputs number { property* stmt* }
     property  := flops = expr | bytes = expr | origin = "text"
     size      := name | any name | name >= integer           at least 0, unbounded, bounded
-    buffer    := name: dtype<lanes>[shape] space strides(expr, ...)     lanes 1, global, row-major
-    stmt      := kind name < extent (grain number) (promises range) { stmt* }
+    buffer    := name: dtype<lanes>[shape] space strides(expr, ...) bits number banks(number, ...)
+                 lanes 1, global, row-major, bits of the dtype, one bank
+    stmt      := kind name < extent (grain number) (ii number) (promises range) { stmt* }
                | while expr { } | if expr { } else { }
                | let name: dtype = expr | let name: dtype in range = expr
                | alloc buffer | buffer[index, count=expr] = expr | barrier scope | do @call
@@ -83,6 +84,10 @@ def print_buffer(buffer: Buffer) -> str:
         text += f" {buffer.space}"
     if buffer.strides is not None:
         text += f" strides({', '.join(map(print_expr, buffer.strides))})"
+    if buffer.bits:
+        text += f" bits {buffer.bits}"
+    if buffer.banks:
+        text += f" banks({', '.join(map(str, buffer.banks))})"
     return text
 
 
@@ -108,6 +113,8 @@ def _print_block(block: Block, depth: int, lines: list[str]) -> None:
             head = f"{kind} {print_name(s.var.name)} < {print_expr(s.extent)}"
             if s.grain != 1:
                 head += f" grain {s.grain}"
+            if s.ii != 1:
+                head += f" ii {s.ii}"
             if s.var.extent is not s.extent and s.var.extent != s.extent:
                 head += f" promises {_range(s.var)}"
             _print_braces(head, s.body, depth, lines)
@@ -262,7 +269,9 @@ class _Parser:
         shape = self.dims("[", "]")
         space = r.name() if r.peek.text in SPACES else "global"
         strides = self.dims("(", ")") if r.accept("strides") else None
-        buffer = Buffer(name, dtype, shape, space, lanes, strides)
+        bits = r.integer() if r.accept("bits") else 0
+        banks = tuple(int(n) for n in self.dims("(", ")")) if r.accept("banks") else ()
+        buffer = Buffer(name, dtype, shape, space, lanes, strides, bits, banks)
         self.buffers[name] = buffer
         return buffer
 
@@ -389,8 +398,9 @@ class _Parser:
         r.expect("<")
         extent = simplify_dim(r.expr())
         grain = r.integer() if r.accept("grain") else 1
+        ii = r.integer() if r.accept("ii") else 1
         variable = self.ranged(name) if r.accept("promises") else var(name, extent=wrap(extent))
         with self.scope():
             self.define(variable)
             body = self.braces()
-        return For(variable, extent, body, kind, grain)
+        return For(variable, extent, body, kind, grain, ii)

@@ -68,7 +68,8 @@ def register(cls: P) -> P:
 
 def known_passes() -> dict[str, type[Pass]]:
     """All passes by name."""
-    from . import pipeline  # noqa: F401  (imports every pass)
+    from ..dataflow import integer_form  # noqa: F401
+    from . import pipeline  # noqa: F401  (imports every other pass)
 
     return dict(sorted(_REGISTRY.items()))
 

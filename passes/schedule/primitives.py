@@ -84,12 +84,12 @@ def split(kernel: Kernel, loop: str | Var, factor: int, tail: str = "guard",
     if not exact and tail == "guard":
         body = Block(If(op("lt", index, extent), body))
     grain = max(1, s.grain // factor)
-    new: list[Stmt] = [For(outer, blocks, Block(For(inner, factor, body)), s.kind, grain)]
+    new: list[Stmt] = [For(outer, blocks, Block(For(inner, factor, body)), s.kind, grain, s.ii)]
     if not exact and tail == "cut":
         last = var(chosen[2], extent=rest)
         taken = Names(exchange(kernel, s, new))
         end = Copier({s.var: whole * factor + last}, names=taken).block(s.body)
-        new.append(For(last, rest, end, s.kind))
+        new.append(For(last, rest, end, s.kind, ii=s.ii))
     return exchange(kernel, s, [n for n in new if not (isinstance(n, For) and n.extent == 0)])
 
 

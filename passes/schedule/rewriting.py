@@ -107,7 +107,7 @@ class Copier:
             return self.block(s)
         if isinstance(s, For):
             extent = self.value(s.extent)
-            return For(self._variable(s.var), extent, self.block(s.body), s.kind, s.grain)
+            return For(self._variable(s.var), extent, self.block(s.body), s.kind, s.grain, s.ii)
         if isinstance(s, While):
             return While(self.value(s.condition), self.block(s.body))
         if isinstance(s, If):
@@ -147,7 +147,6 @@ class Copier:
             return buffer
         name = buffer.name if self._names is None else self._names.fresh(buffer.name)
         strides = buffer.strides and tuple(self.value(d) for d in buffer.strides)
-        self._buffers[buffer] = new = Buffer(name, buffer.dtype,
-                                             tuple(self.value(d) for d in buffer.shape),
-                                             buffer.space, buffer.lanes, strides)
+        self._buffers[buffer] = new = replace(
+            buffer, name=name, shape=tuple(self.value(d) for d in buffer.shape), strides=strides)
         return new

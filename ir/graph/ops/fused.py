@@ -1,4 +1,4 @@
-"""Groups of nodes that become one kernel."""
+"""Groups of nodes that become one kernel, or that another device computes."""
 
 from __future__ import annotations
 
@@ -23,4 +23,19 @@ define(OpDef(
         "one kernel. `kind` is that of its one reduction, contraction or row operator, else "
         "elementwise, or injective when it only moves data. The region uses no outer values; "
         "every operator in it has a body; constants in it have one element.",
+))
+
+
+def _dataflow_infer(ctx: OpContext):
+    (region,) = ctx.node.regions
+    given = [ctx.type(i) for i in range(len(ctx.node.inputs))]
+    if given != [v.type for v in region.inputs]:
+        raise ctx.error(f"a region of inputs {[v.type for v in region.inputs]} is given {given}")
+    return [v.type for v in region.outputs]
+
+
+define(OpDef(
+    "dataflow", "control", _dataflow_infer,
+    doc="Computes its region, whose inputs and outputs correspond to the node's one by one, on "
+        "another device, as layers that run at the same time. The region uses no outer values.",
 ))
