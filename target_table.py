@@ -7,7 +7,6 @@ from typing import Any
 from .errors import SmeltError
 
 PLANNED = {
-    "cuda": "NVIDIA GPUs: CUDA source, cubin and a C library",
     "webgpu": "browsers and WebGPU devices: WGSL and an ES module",
     "fpga": "FPGAs: an HLS dataflow project",
 }
@@ -36,6 +35,10 @@ def target_rows() -> list[dict[str, Any]]:
 
 
 def _specs(family: str) -> list[str]:
+    if family == "cuda":
+        from .targets.cuda.target import EMULATED, SUGGESTED
+
+        return [f"cuda:{name}" for name in (*SUGGESTED, EMULATED)]
     if family != "cpu":
         return [family]
     from .targets.cpu.isa import VARIANTS
