@@ -46,11 +46,11 @@ static const char *text_of(const model *m, CUresult result)
 static int failed(const model *m, char *error, CUresult result, const char *what)
 {
     if (result == CUDA_ERROR_OUT_OF_MEMORY) {
-        snprintf(error, ERROR_BYTES, "%.100s has no memory left for this model: %.60s.", m->name,
+        snprintf(error, ERROR_BYTES, "%.100s has no memory left for this model while %.60s.", m->name,
                  what);
         return SMELT_OUT_OF_MEMORY;
     }
-    snprintf(error, ERROR_BYTES, "%.80s failed at %.40s: %.110s.", m->name, what,
+    snprintf(error, ERROR_BYTES, "%.80s failed while %.40s: %.110s.", m->name, what,
              text_of(m, result));
     return SMELT_DEVICE_ERROR;
 }
@@ -153,7 +153,7 @@ static int start_model(model *m, const unsigned char *weights, char *error)
     snprintf(m->name, sizeof m->name, "The CUDA device");
     CUresult result = m->driver->device_get(&m->device, 0);
     if (result)
-        return failed(m, error, result, "being opened");
+        return failed(m, error, result, "opening it");
     m->driver->device_name(m->name, sizeof m->name, m->device);
     result = m->driver->context_retain(&m->context, m->device);
     if (!result)
@@ -336,7 +336,7 @@ int smelt_cuda_dynamic(smelt_frame *frame, int32_t slot, int64_t bytes)
     CUresult result = bytes < 0 ? CUDA_ERROR_INVALID_VALUE
                                 : reserve(s, &s->slots[slot], bytes, 1);
     s->slot_data[slot] = s->slots[slot].data;
-    return result ? failed(s->model, frame->error, result, "a tensor's memory") : SMELT_OK;
+    return result ? failed(s->model, frame->error, result, "making room for a tensor") : SMELT_OK;
 }
 
 int smelt_cuda_copy(smelt_frame *frame, uint64_t target, uint64_t source, int64_t bytes)

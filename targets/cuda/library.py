@@ -13,10 +13,11 @@ from ...runtime import abi
 from ..base import BuildOptions
 from ..cpu.isa import native
 from ..cpu.target import RUNTIME, make_archive, program_symbol, program_table
-from ..cpu.toolchain import COMMON, Compiler, objects, run, target_flags
+from ..cpu.toolchain import COMMON, Compiler, object_file, objects, run, target_flags
 
 CUDA_RUNTIME = Path(abi.__file__).parent / "cuda"
 SOURCE = "kernels.cu"
+EMULATED_SOURCE = "kernels.cpp"
 CPP = ("-x", "c++", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics",
        "-U_FORTIFY_SOURCE",  # whose longjmp() refuses to change stacks
        *(flag for flag in COMMON if not flag.startswith("-std=")))
@@ -48,7 +49,7 @@ def build_library(compiler: Compiler, printer: CudaHostPrinter, cubin: bytes | N
     helpers = {f"{table}.c": program_table(table, [symbol])
                for table in (f"{name}_programs", "smelt_programs")}
     if cubin is None:
-        helpers["kernels.cpp"] = printer.emulation_text(SOURCE)
+        helpers[EMULATED_SOURCE] = printer.emulation_text(SOURCE)
     else:
         helpers["kernels.c"] = bytes_text(printer.image, cubin)
     with tempfile.TemporaryDirectory(prefix="smelt-") as temporary:
@@ -81,10 +82,17 @@ def _objects(compiler: Compiler, files: Sequence[Path], emulated: bool, optimize
     include = (*target_flags(compiler, ""), f"-I{RUNTIME}", f"-I{CUDA_RUNTIME}")
     device = [CUDA_RUNTIME / "device.c",
               CUDA_RUNTIME / ("emulation.cpp" if emulated else "driver.c")]
-    jobs: list[tuple[Path, tuple[str, ...]]] = []
-    for path in (*files, *sorted(RUNTIME.glob("*.c")), *device):
+    headers = sorted([*RUNTIME.glob("*.h"), *CUDA_RUNTIME.glob("*.h")])
+
+    def job(path: Path) -> tuple[Path, tuple[str, ...]]:
         level = f"-O{optimize}" if path in files else "-O2"
         language = (*CPP, *native().flags) if path.suffix == ".cpp" else COMMON
-        jobs.append((path, (*include, *language, level)))
-    headers = [*RUNTIME.glob("*.h"), *CUDA_RUNTIME.glob("*.h"), *folder.glob("*.cu")]
-    return objects(compiler, jobs, folder, sorted(headers))
+        return path, (*include, *language, level)
+
+    built = objects(compiler, [job(p) for p in (*files, *sorted(RUNTIME.glob("*.c")), *device)
+                               if p != folder / EMULATED_SOURCE], folder, headers)
+    if emulated:
+        path = folder / EMULATED_SOURCE
+        built.append(object_file(compiler, path, job(path)[1], folder / "kernels.o",
+                                 [*headers, folder / SOURCE]))
+    return built
