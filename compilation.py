@@ -195,7 +195,7 @@ class Request:
                 h.update(data)
 
         add(_toolchain_version(), self.target)
-        if ":" not in self.target or "native" in self.target:
+        if ":" not in self.target or self.target.endswith(("native", ":emulated")):
             add(_machine())
         add(self.threads, self.optimize, self.exact, self.precision, self.accuracy, self.passes,
             self.states, self.name)
@@ -372,7 +372,8 @@ def _sources(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(entry.path)
-                elif entry.name.rpartition(".")[2] in ("py", "c", "h", "js", "ts", "json", "html"):
+                elif entry.name.rpartition(".")[2] in (
+                        "py", "c", "cpp", "h", "js", "ts", "json", "html"):
                     yield os.path.relpath(entry.path, root), entry.stat()
 
 
