@@ -14,6 +14,12 @@ FIRST = {frozenset(n.op_type for n in case.model.graph.node): name
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """What the first compilation imports, so that not every child of this process does it again."""
+    check(LISTED[next(iter(FIRST.values()))], "cuda:emulated", 0)
+
+
 @pytest.mark.parametrize("name", FIRST.values())
 def test_agrees_with_the_suite(name: str):
     found = failure(lambda: check(LISTED[name], "cuda:emulated", 0))
