@@ -93,12 +93,12 @@ def translation_unit(kernels: Sequence[CudaKernel], needs: Needs) -> str:
 def emulated_table(kernels: Sequence[CudaKernel], source: str, table: str) -> str:
     """C++ text that makes the kernels of the file `source` known to the emulated driver, as the
     array `table`."""
-    entries = [f'    {{"{k.symbol}", smelt::Entry<{k.symbol}>::call, {int(k.barriers)}}},'
-               for k in kernels]
+    entries = [f'    {{"{k.symbol}", smelt::Entry<{k.symbol}>::call, '
+               f'smelt::Entry<{k.symbol}>::arguments, {int(k.barriers)}}},' for k in kernels]
     return "\n".join([
         "#define SMELT_EMULATION", '#include "emulation.h"', "", "namespace {",
         f'#include "{source}"', "}", "", f'extern "C" const smelt::Kernel {table}[];',
-        f'extern "C" const smelt::Kernel {table}[] = {{', *entries, "    {0, 0, 0},", "};", ""])
+        f'extern "C" const smelt::Kernel {table}[] = {{', *entries, "    {0, 0, 0, 0},", "};", ""])
 
 
 class CudaKernelPrinter(PortableKernelPrinter):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..ir.expr import Expr, Var, substitute, walk, wrap
 from ..ir.kernel.nodes import Kernel
-from ..ir.program import Copy, Launch, Program, Storage
+from ..ir.program import Copy, Launch, Program, Require, Storage
 from .c import Needs
 from .c_types import storage_type
 from .c_vector import SCALAR
@@ -21,16 +21,25 @@ from .host import HostPrinter, Weights, c_string
 _ANONYMOUS = "kernel_symbol"
 
 
+def is_repeatable(program: Program) -> bool:
+    """Whether runs with equal sizes launch the same kernels on the same memory, so that a CUDA
+    graph can stand for them: the host reads nothing in between."""
+    return all(isinstance(s, (Launch, Copy, Require)) for s in program.steps) and not any(
+        s.role == "dynamic" for s in program.temporaries)
+
+
 class CudaHostPrinter(HostPrinter):
     """Prints one program. `architecture` is "sm_80" and so on, or "emulated"; `image` names the
-    array, defined elsewhere, that holds the compiled kernels."""
+    array, defined elsewhere, that holds the compiled kernels. With `graphs` repeated runs launch a
+    CUDA graph; see `is_repeatable`."""
 
     def __init__(self, program: Program, weights: Weights, *, symbol: str, architecture: str,
                  image: str, dtype_numbers: dict[str, int],
-                 lifetimes: list[tuple[Storage, int, int]]):
+                 lifetimes: list[tuple[Storage, int, int]], graphs: bool = False):
         super().__init__(program, weights, SCALAR, symbol=symbol, isa_name=architecture,
                          threads=False, dtype_numbers=dtype_numbers, lifetimes=lifetimes)
         self.image = image
+        self.graphs = graphs
         self.device_needs = Needs()
         self.kernels: list[CudaKernel] = []
         self.launched: dict[Kernel, tuple[int, CudaKernel]] = {}
@@ -84,20 +93,24 @@ class CudaHostPrinter(HostPrinter):
     # Running ----------------------------------------------------------------------------------
 
     def _run(self) -> str:
-        """`steps`, which does the work, between beginning and ending the run on the device."""
+        """`steps`, which does the work, and `results`, which copies the outputs, between beginning
+        and ending the run on the device."""
         self.lines, self.depth = [], 1
         self._load_frame()
         self.line("int status = SMELT_OK; (void)status;")
         self._own_empty_outputs()
         for step in self.program.steps:
             self._step(step)
+        self.line("return SMELT_OK;")
+        steps, self.lines = self.lines, []
+        self._load_frame()
+        self.line("int status = SMELT_OK; (void)status;")
         for k, s in enumerate(self.program.outputs):
             slot = self.output_slots.get(s, -1)
             self._call(f"smelt_cuda_output(frame, {k}, {slot}, {self.pointer(s)}, "
                        f"{self.bytes_of(s)})")
         self.line("return SMELT_OK;")
-        steps = self.lines
-        self.lines = []
+        results, self.lines = self.lines, []
         self._load_frame()
         late = set(self.symbols[self.bound:])
         for name, items in (("inputs", self.program.inputs), ("outputs", self.program.outputs)):
@@ -106,11 +119,15 @@ class CudaHostPrinter(HostPrinter):
             self.line(f"const int64_t {name}[] = {{{', '.join(amounts) or '0'}}};")
         self.line("const smelt_cuda_memory *memory;")
         self.line("int status = smelt_cuda_begin(frame, inputs, outputs, &memory);")
-        self.line("if (!status) status = steps(frame, memory);")
+        work = "smelt_cuda_replay(frame, steps)" if self.graphs else "steps(frame, memory)"
+        self.line(f"if (!status) status = {work};")
+        self.line("if (!status) status = results(frame, memory);")
         self.line("return smelt_cuda_end(frame, status);")
         return "\n".join([
             "static int steps(smelt_frame *frame, const smelt_cuda_memory *memory) {",
             "    (void)memory;", *steps, "}", "",
+            "static int results(smelt_frame *frame, const smelt_cuda_memory *memory) {",
+            "    (void)memory;", *results, "}", "",
             "static int run(smelt_frame *frame) {", *self.lines, "}", ""])
 
     def _load_frame(self) -> None:

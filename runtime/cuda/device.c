@@ -33,6 +33,9 @@ typedef struct session {
     uint64_t *input_data, *output_data, *slot_data;
     smelt_cuda_memory memory;
     int entered; /* the context is current */
+    CUgraphExec graph; /* of the steps, for `graph_dims` and the memory as it is */
+    int64_t *graph_dims;
+    int repeated; /* whether the last run had these sizes and this memory */
 } session;
 
 static const char *text_of(const model *m, CUresult result)
@@ -67,6 +70,7 @@ static CUresult reserve(session *s, block *b, int64_t bytes, int keep)
     int64_t wanted = b->capacity + b->capacity / 2 > bytes ? b->capacity + b->capacity / 2 : bytes;
     CUdeviceptr fresh = 0;
     CUresult result = CUDA_SUCCESS;
+    s->repeated = 0;
     /* Work under way may use the old memory. */
     if (b->data)
         result = driver->stream_wait(s->stream);
@@ -210,6 +214,8 @@ static void close_session(void *state)
             m->driver->stream_wait(s->stream);
             m->driver->stream_destroy(s->stream);
         }
+        if (s->graph)
+            m->driver->graph_exec_destroy(s->graph);
         release(m, &s->arena, 1);
         release(m, s->inputs, m->program->inputs);
         release(m, s->outputs, m->program->outputs);
@@ -222,6 +228,7 @@ static void close_session(void *state)
     free(s->input_data);
     free(s->output_data);
     free(s->slot_data);
+    free(s->graph_dims);
     free(s);
 }
 
@@ -238,9 +245,10 @@ static int open_session(void *state, void **result, char *error)
         s->input_data = calloc((size_t)p->inputs + 1, sizeof *s->input_data);
         s->output_data = calloc((size_t)p->outputs + 1, sizeof *s->output_data);
         s->slot_data = calloc((size_t)p->dynamic_slots + 1, sizeof *s->slot_data);
+        s->graph_dims = calloc((size_t)p->all_dims + 1, sizeof *s->graph_dims);
     }
     if (!s || !s->inputs || !s->outputs || !s->slots || !s->input_data || !s->output_data ||
-        !s->slot_data) {
+        !s->slot_data || !s->graph_dims) {
         if (s)
             close_session(s);
         snprintf(error, ERROR_BYTES, "No memory for a session.");
@@ -303,6 +311,49 @@ int smelt_cuda_end(smelt_frame *frame, int code)
     m->driver->context_pop(&popped);
     s->entered = 0;
     return !code && result ? failed(m, frame->error, result, "running the kernels") : code;
+}
+
+/* The steps as a graph. A step that fails has written its own sentence. */
+static int capture(smelt_frame *frame, smelt_cuda_steps steps)
+{
+    session *s = frame->device;
+    const smelt_cuda_driver *driver = s->model->driver;
+    CUgraph graph = NULL;
+    CUresult result = driver->capture_begin(s->stream, CAPTURE_THREAD_LOCAL);
+    if (result)
+        return failed(s->model, frame->error, result, "capturing a graph");
+    int code = steps(frame, &s->memory);
+    result = driver->capture_end(s->stream, &graph);
+    if (!code && !result)
+        result = driver->graph_instantiate(&s->graph, graph, 0);
+    if (graph)
+        driver->graph_destroy(graph);
+    return !code && result ? failed(s->model, frame->error, result, "capturing a graph") : code;
+}
+
+int smelt_cuda_replay(smelt_frame *frame, smelt_cuda_steps steps)
+{
+    session *s = frame->device;
+    const smelt_cuda_driver *driver = s->model->driver;
+    size_t bytes = (size_t)s->model->program->all_dims * sizeof *s->graph_dims;
+    if (memcmp(s->graph_dims, frame->dims, bytes)) {
+        memcpy(s->graph_dims, frame->dims, bytes);
+        s->repeated = 0;
+    }
+    if (!s->repeated && s->graph) {
+        driver->graph_exec_destroy(s->graph);
+        s->graph = NULL;
+    }
+    int code = SMELT_OK;
+    if (!s->repeated)
+        code = steps(frame, &s->memory);
+    else if (!s->graph)
+        code = capture(frame, steps);
+    CUresult result = !code && s->graph ? driver->graph_launch(s->graph, s->stream) : CUDA_SUCCESS;
+    if (result)
+        code = failed(s->model, frame->error, result, "running a graph");
+    s->repeated = code ? 0 : 1;
+    return code;
 }
 
 int smelt_cuda_launch(smelt_frame *frame, int32_t kernel, int64_t grid_x, int64_t grid_y,

@@ -25,6 +25,9 @@ typedef struct smelt_cuda_memory {
     const uint64_t *slots;    /* of tensors whose size depends on data */
 } smelt_cuda_memory;
 
+/* The launches and copies of a run. */
+typedef int (*smelt_cuda_steps)(smelt_frame *frame, const smelt_cuda_memory *memory);
+
 extern const smelt_device smelt_cuda_device;
 
 /* All of these return SMELT_OK, or an error code after writing a sentence to frame->error. */
@@ -33,6 +36,11 @@ extern const smelt_device smelt_cuda_device;
  * are bytes; -1 for an output whose size depends on data. smelt_cuda_end() is due in any case. */
 int smelt_cuda_begin(smelt_frame *frame, const int64_t *inputs, const int64_t *outputs,
                      const smelt_cuda_memory **memory);
+
+/* Does the steps of a run, which must be the same in every run with these sizes: the first of them
+ * one by one, the second while a CUDA graph is captured, those after it as that graph, which spares
+ * the host most of a launch's work. Other sizes, or memory that had to grow, begin anew. */
+int smelt_cuda_replay(smelt_frame *frame, smelt_cuda_steps steps);
 
 /* Waits for the device and ends the run, of which `code` tells how it went so far. */
 int smelt_cuda_end(smelt_frame *frame, int code);

@@ -34,6 +34,12 @@ static const struct {
     {&driver.stream_create, "cuStreamCreate"},
     {&driver.stream_destroy, "cuStreamDestroy_v2"},
     {&driver.stream_wait, "cuStreamSynchronize"},
+    {&driver.capture_begin, "cuStreamBeginCapture_v2"},
+    {&driver.capture_end, "cuStreamEndCapture"},
+    {&driver.graph_instantiate, "cuGraphInstantiateWithFlags"},
+    {&driver.graph_launch, "cuGraphLaunch"},
+    {&driver.graph_exec_destroy, "cuGraphExecDestroy"},
+    {&driver.graph_destroy, "cuGraphDestroy"},
 };
 
 static void load(void)

@@ -21,6 +21,7 @@ enum {
 };
 enum { COMPUTE_CAPABILITY_MAJOR = 75, COMPUTE_CAPABILITY_MINOR = 76 }; /* CUdevice_attribute */
 enum { STREAM_NON_BLOCKING = 1 };
+enum { CAPTURE_THREAD_LOCAL = 1 };
 
 typedef int CUresult;
 typedef int CUdevice;
@@ -29,6 +30,8 @@ typedef struct CUctx_st *CUcontext;
 typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
 typedef struct CUstream_st *CUstream;
+typedef struct CUgraph_st *CUgraph;
+typedef struct CUgraphExec_st *CUgraphExec;
 
 typedef struct smelt_cuda_driver {
     CUresult (*init)(unsigned flags);
@@ -54,6 +57,12 @@ typedef struct smelt_cuda_driver {
     CUresult (*stream_create)(CUstream *stream, unsigned flags);
     CUresult (*stream_destroy)(CUstream stream);
     CUresult (*stream_wait)(CUstream stream);
+    CUresult (*capture_begin)(CUstream stream, int mode);
+    CUresult (*capture_end)(CUstream stream, CUgraph *graph);
+    CUresult (*graph_instantiate)(CUgraphExec *exec, CUgraph graph, unsigned long long flags);
+    CUresult (*graph_launch)(CUgraphExec exec, CUstream stream);
+    CUresult (*graph_exec_destroy)(CUgraphExec exec);
+    CUresult (*graph_destroy)(CUgraph graph);
 } smelt_cuda_driver;
 
 /* The driver, ready for use; NULL and a sentence (256 bytes) where there is none. */

@@ -21,7 +21,7 @@ Now now;
 
 namespace {
 
-enum { STACK_BYTES = 256 << 10, MOST_THREADS = 1024, NO_LINE = 0 };
+enum { STACK_BYTES = 256 << 10, MOST_THREADS = 1024, MOST_ARGUMENTS = 512, NO_LINE = 0 };
 
 struct Fibre {
     ucontext_t start;
@@ -35,7 +35,7 @@ Fibre *running;        /* NULL where threads need no fibres */
 jmp_buf scheduler;     /* where a fibre returns to */
 jmp_buf failed;        /* where a fault ends the launch */
 thread_local char fault[256]; /* for the thread that launched */
-int something; /* its address stands for contexts and streams */
+int something; /* its address stands for contexts */
 const Kernel *kernel;
 void **arguments;
 Index grid, size;      /* blocks of the launch, threads of a block */
@@ -269,37 +269,157 @@ CUresult copy_out(void *target, CUdeviceptr source, size_t bytes, CUstream)
     return CUDA_SUCCESS;
 }
 
-CUresult copy(CUdeviceptr target, CUdeviceptr source, size_t bytes, CUstream)
+/* One launch, or a copy where there is no kernel. */
+struct Node {
+    const Kernel *kernel;
+    Index grid, size;
+    uint64_t values[];
+};
+
+struct Graph {
+    Node **nodes;
+    int count;
+    bool failed; /* for want of memory */
+};
+
+/* A stream runs everything at once; while it captures, it only notes it down. */
+struct Stream {
+    Graph *capture;
+};
+
+Node *add(Graph *graph, int values)
 {
+    Node **nodes = (Node **)realloc(graph->nodes, (size_t)(graph->count + 1) * sizeof *nodes);
+    Node *node = (Node *)calloc(1, sizeof(Node) + (size_t)values * sizeof(uint64_t));
+    if (nodes)
+        graph->nodes = nodes;
+    if (!nodes || !node) {
+        free(node);
+        graph->failed = true;
+        return nullptr;
+    }
+    return graph->nodes[graph->count++] = node;
+}
+
+CUresult copy(CUdeviceptr target, CUdeviceptr source, size_t bytes, CUstream stream)
+{
+    Graph *graph = stream ? ((Stream *)stream)->capture : nullptr;
+    if (graph) {
+        Node *node = add(graph, 3);
+        if (!node)
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        node->values[0] = target;
+        node->values[1] = source;
+        node->values[2] = bytes;
+        return CUDA_SUCCESS;
+    }
     memmove((void *)(uintptr_t)target, (const void *)(uintptr_t)source, bytes);
     return CUDA_SUCCESS;
 }
 
-CUresult launch(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                unsigned block_x, unsigned block_y, unsigned block_z, unsigned, CUstream,
-                void **values, void **)
+CUresult run(const Kernel *what, Index blocks, Index threads, void **values)
 {
-    if ((uint64_t)block_x * block_y * block_z > MOST_THREADS)
-        return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&one_launch);
-    kernel = (const Kernel *)function;
+    kernel = what;
     arguments = values;
-    grid = {grid_x, grid_y, grid_z};
-    size = {block_x, block_y, block_z};
+    grid = blocks;
+    size = threads;
     CUresult result = run_grid();
     pthread_mutex_unlock(&one_launch);
     return result;
 }
 
-CUresult stream_create(CUstream *stream, unsigned)
+CUresult launch(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                unsigned block_x, unsigned block_y, unsigned block_z, unsigned, CUstream stream,
+                void **values, void **)
 {
-    *stream = (CUstream)&something;
+    const Kernel *what = (const Kernel *)function;
+    Index blocks = {grid_x, grid_y, grid_z}, threads = {block_x, block_y, block_z};
+    if ((uint64_t)block_x * block_y * block_z > MOST_THREADS || what->arguments > MOST_ARGUMENTS)
+        return CUDA_ERROR_INVALID_VALUE;
+    Graph *graph = stream ? ((Stream *)stream)->capture : nullptr;
+    if (!graph)
+        return run(what, blocks, threads, values);
+    Node *node = add(graph, what->arguments);
+    if (!node)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    node->kernel = what;
+    node->grid = blocks;
+    node->size = threads;
+    for (int i = 0; i < what->arguments; i++)
+        memcpy(&node->values[i], values[i], sizeof node->values[i]);
     return CUDA_SUCCESS;
 }
 
-CUresult stream_destroy(CUstream)
+CUresult stream_create(CUstream *stream, unsigned)
 {
+    *stream = (CUstream)calloc(1, sizeof(Stream));
+    return *stream ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult stream_destroy(CUstream stream)
+{
+    free(stream);
     return CUDA_SUCCESS;
+}
+
+CUresult capture_begin(CUstream stream, int)
+{
+    Graph *graph = (Graph *)calloc(1, sizeof(Graph));
+    ((Stream *)stream)->capture = graph;
+    return graph ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult capture_end(CUstream stream, CUgraph *graph)
+{
+    *graph = (CUgraph)((Stream *)stream)->capture;
+    ((Stream *)stream)->capture = nullptr;
+    return ((Graph *)*graph)->failed ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+/* The executable graph takes the nodes over. */
+CUresult graph_instantiate(CUgraphExec *exec, CUgraph graph, unsigned long long)
+{
+    Graph *whole = (Graph *)calloc(1, sizeof(Graph)), *captured = (Graph *)graph;
+    if (!whole)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *whole = *captured;
+    *captured = {};
+    *exec = (CUgraphExec)whole;
+    return CUDA_SUCCESS;
+}
+
+CUresult graph_launch(CUgraphExec exec, CUstream)
+{
+    const Graph *graph = (const Graph *)exec;
+    CUresult result = CUDA_SUCCESS;
+    for (int i = 0; i < graph->count && !result; i++) {
+        Node *node = graph->nodes[i];
+        void *values[MOST_ARGUMENTS];
+        if (!node->kernel) {
+            result = copy(node->values[0], node->values[1], node->values[2], nullptr);
+            continue;
+        }
+        for (int k = 0; k < node->kernel->arguments; k++)
+            values[k] = &node->values[k];
+        result = run(node->kernel, node->grid, node->size, values);
+    }
+    return result;
+}
+
+CUresult graph_destroy(CUgraph graph)
+{
+    Graph *whole = (Graph *)graph;
+    for (int i = 0; i < whole->count; i++)
+        free(whole->nodes[i]);
+    free(whole->nodes);
+    free(whole);
+    return CUDA_SUCCESS;
+}
+
+CUresult graph_exec_destroy(CUgraphExec exec)
+{
+    return graph_destroy((CUgraph)exec);
 }
 
 CUresult stream_wait(CUstream)
@@ -310,7 +430,8 @@ CUresult stream_wait(CUstream)
 const smelt_cuda_driver driver = {
     init, error_text, device_get, device_name, device_attribute, context_retain, context_release,
     context_push, context_pop, module_load, module_unload, module_function, allocate, release,
-    copy_in, copy_out, copy, launch, stream_create, stream_destroy, stream_wait,
+    copy_in, copy_out, copy, launch, stream_create, stream_destroy, stream_wait, capture_begin,
+    capture_end, graph_instantiate, graph_launch, graph_exec_destroy, graph_destroy,
 };
 
 /* When the library goes, the stacks go with it. */

@@ -172,13 +172,15 @@ template <class... P, void (*kernel)(P...)> struct Entry<kernel> {
     };
 
     static void call(void **arguments) { Count<sizeof...(P)>::call(arguments); }
+    static constexpr int arguments = sizeof...(P);
 };
 
 /* What the emulated driver loads: kernels by name, to the one without a name. */
 struct Kernel {
     const char *name;
     void (*call)(void **arguments);
-    int barriers; /* whether threads wait for each other */
+    int arguments; /* each of 8 bytes */
+    int barriers;  /* whether threads wait for each other */
 };
 
 } // namespace smelt

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ...codegen.cuda_host import CudaHostPrinter
+from ...codegen.cuda_host import CudaHostPrinter, is_repeatable
 from ...codegen.host import pack_weights, used_storages
 from ...errors import TargetError
 from ...ir.graph.core import Graph
@@ -79,11 +79,15 @@ class CudaTarget:
         program = lower_for(graph)
         dump_kernels(program, self.name)
         lifetimes = plan(program)
+        graphs = options.extra.get("graphs") == "true"
+        if graphs and not is_repeatable(program):
+            raise TargetError("the model's steps depend on data, which a CUDA graph cannot follow: "
+                              "leave the option graphs out")
         weights = pack_weights(program, used_storages(program))
         printer = CudaHostPrinter(
             program, weights, symbol=program_symbol(options, 0), architecture=self.architecture,
             image=image_name(options), dtype_numbers=abi.DTYPES,
-            lifetimes=[(x.storage, x.first, x.last) for x in lifetimes])
+            lifetimes=[(x.storage, x.first, x.last) for x in lifetimes], graphs=graphs)
         progress("compiling CUDA C++", 2, 4)
         cubin = None if cuda is None else compile_cubin(cuda, printer.device_text(),
                                                         self.architecture)

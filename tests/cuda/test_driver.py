@@ -20,7 +20,7 @@ RUN = """
 import numpy as np, smelt, sys
 try:
     with smelt.load(sys.argv[1]) as module:
-        for n in (3, 0, 700):
+        for n in (3, 3, 3, 0, 700):
             y = module(np.ones((n, 12), np.float32))
             assert y.shape == (n, 5) and not y.any()
         print(module.device)
@@ -38,6 +38,12 @@ pytestmark = needs_compilers
 def artifact(tmp_path_factory) -> Path:
     built = build(mlp(), "cuda:sm_80")
     return write_artifact(tmp_path_factory.mktemp("cuda") / "model", built.manifest, built.files)
+
+
+@pytest.fixture(scope="module")
+def with_graphs(tmp_path_factory) -> Path:
+    built = build(mlp(), "cuda:sm_80", options={"graphs": "true"})
+    return write_artifact(tmp_path_factory.mktemp("graphs") / "model", built.manifest, built.files)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,16 @@ def test_a_file_that_is_no_driver(artifact, tmp_path):
 ])
 def test_failures_are_sentences(artifact, stub, fails, sentence):
     assert run(artifact, stub, fails) == sentence
+
+
+def test_graphs_are_captured_and_launched(with_graphs, stub):
+    assert run(with_graphs, stub) == "Stub 1000"
+    for function, what in (("cuStreamBeginCapture_v2", "capturing a graph"),
+                           ("cuStreamEndCapture", "capturing a graph"),
+                           ("cuGraphInstantiateWithFlags", "capturing a graph"),
+                           ("cuGraphLaunch", "running a graph")):
+        assert run(with_graphs, stub, f"{function}=900") == (
+            f"TargetError: Stub 1000 failed while {what}: error 900.")
 
 
 def test_an_old_driver(artifact, tmp_path):

@@ -152,3 +152,34 @@ def test_sessions_in_threads(rng):
 def test_what_is_not_there_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         compiled(mlp(), **options)
+
+
+# Graphs -------------------------------------------------------------------------------------------
+
+
+def test_graphs_are_captured_anew_when_sizes_change(rng):
+    """Runs of one size: the first launches, the second captures, later ones replay."""
+    model = mlp()
+    with compiled(model) as plain, compiled(model, options={"graphs": "true"}) as module:
+        for n in (3, 3, 3, 3, 700, 700, 700, 3, 3, 3, 0, 0, 0, 5):
+            x = rng.standard_normal((n, 12)).astype(np.float32)
+            np.testing.assert_array_equal(module(x), plain(x))
+
+
+def test_copies_are_part_of_a_graph(rng):
+    model = model_of([helper.make_node("Identity", ["x"], ["y"]),
+                      helper.make_node("Neg", ["x"], ["z"])],
+                     {"x": (F32, ["N"])}, {"y": (F32, ["N"]), "z": (F32, ["N"])})
+    with compiled(model, options={"graphs": "true"}) as module:
+        for n in (4, 4, 4, 9, 9, 9):
+            x = rng.standard_normal(n).astype(np.float32)
+            y, z = module(x)
+            np.testing.assert_array_equal(y, x)
+            np.testing.assert_array_equal(z, -x)
+
+
+def test_graphs_of_steps_that_depend_on_data_are_refused():
+    model = model_of([helper.make_node("NonZero", ["x"], ["y"])], {"x": (F32, [3])},
+                     {"y": (I64, [1, None])})
+    with pytest.raises(TargetError, match="leave the option graphs out"):
+        compiled(model, options={"graphs": "true"})

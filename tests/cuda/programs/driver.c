@@ -21,6 +21,10 @@ SUCCEEDS(cuCtxPushCurrent_v2, void *context)
 SUCCEEDS(cuModuleUnload, void *module)
 SUCCEEDS(cuStreamDestroy_v2, void *stream)
 SUCCEEDS(cuStreamSynchronize, void *stream)
+SUCCEEDS(cuStreamBeginCapture_v2, void *stream, int mode)
+SUCCEEDS(cuGraphDestroy, void *graph)
+SUCCEEDS(cuGraphExecDestroy, void *exec)
+SUCCEEDS(cuGraphLaunch, void *exec, void *stream)
 
 static int give(const char *name, void **what)
 {
@@ -33,7 +37,13 @@ int cuDevicePrimaryCtxRetain(void **context, int device) { return give(__func__,
 int cuCtxPopCurrent_v2(void **context) { return give(__func__, context); }
 int cuModuleLoadData(void **module, const void *image) { return give(__func__, module); }
 int cuModuleGetFunction(void **f, void *module, const char *name) { return give(__func__, f); }
+int cuStreamEndCapture(void *stream, void **graph) { return give(__func__, graph); }
 int cuStreamCreate(void **stream, unsigned flags) { return give(__func__, stream); }
+
+int cuGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long flags)
+{
+    return give(__func__, exec);
+}
 
 int cuGetErrorString(int error, const char **text)
 {
