@@ -32,7 +32,7 @@ from ..cpu.toolchain import find_compiler
 from .library import build_library, image_name
 from .toolchain import compile_cubin, find_cuda_compiler
 
-LIMITS = GpuLimits(threads=256, grid=2**31 - 1, shared=48 << 10, private=64 << 10)
+LIMITS = GpuLimits(threads=256, grid=2**31 - 1, shared=48 << 10, private=64 << 10, words=False)
 RULES: tuple[Rule, ...] = (*gpu_product_rules(LIMITS), *gpu_row_rules(LIMITS),
                            *gpu_reduction_rules(LIMITS), *GENERIC_RULES)
 MACHINE = Machine(lanes=1, flat=True)

@@ -9,13 +9,14 @@ from webgpu.device_graphs import fresh
 
 from smelt.codegen.c import Needs
 from smelt.codegen.cuda import print_kernel, translation_unit
-from smelt.errors import TargetError
+from smelt.errors import ModelError, TargetError
 from smelt.ir import dtype as dt
 from smelt.ir.expr import size
 from smelt.ir.kernel.builder import Builder
 from smelt.ir.kernel.verifier import verify
+from smelt.passes.schedule.gpu import check_limits
 from smelt.targets.cuda import toolchain
-from smelt.targets.cuda.target import SUGGESTED, lower_for
+from smelt.targets.cuda.target import LIMITS, SUGGESTED, lower_for
 
 TEMPLATES = (templates.fused_rows, templates.reductions, generic.functions, generic.movement,
              doubles, integers(dt.i8), integers(dt.i64), integers(dt.u64))
@@ -101,3 +102,21 @@ def test_vectors_and_blocks_of_open_size_have_no_spelling():
         b.store(y, 0, x[0])
     with pytest.raises(ValueError, match="constant size"):
         print_kernel(b.kernel(), Needs())
+
+
+def test_memory_of_a_launch_counts_elements_by_their_size():
+    """48 KiB hold 6144 numbers of f64, or as many bytes as there are."""
+    for dtype, most in ((dt.f64, 6144), (dt.f32, 12288), (dt.u8, 49152)):
+        for count in (most, most + 1):
+            b = Builder("large", "layer7/Sum")
+            y = b.param("y", dtype, (1,))
+            with b.loop("g", 1, "grid.x"):
+                held = b.alloc("held", dtype, (count,), "shared")
+                with b.loop("t", 1, "block.x"):
+                    b.store(held, 0, 1)
+                    b.store(y, 0, held[0])
+            if count == most:
+                check_limits(b.kernel(), LIMITS)
+            else:
+                with pytest.raises(ModelError, match=r"layer7/Sum.*49152 bytes"):
+                    check_limits(b.kernel(), LIMITS)
