@@ -1,5 +1,6 @@
 """Models on the emulated device from Python: sizes, control flow, states, sessions, errors."""
 
+import subprocess
 import threading
 
 import numpy as np
@@ -183,3 +184,45 @@ def test_graphs_of_steps_that_depend_on_data_are_refused():
                      {"y": (I64, [1, None])})
     with pytest.raises(TargetError, match="leave the option graphs out"):
         compiled(model, options={"graphs": "true"})
+
+
+# C ------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+#include "model.h"
+#include <stdio.h>
+int main(int count, char **arguments) {
+    smelt_model *model;
+    smelt_session *session;
+    static float ones[24];
+    for (int i = 0; i < 24; i++) ones[i] = 1;
+    const int64_t shape[] = {2, 12};
+    smelt_tensor x = {ones, shape, SMELT_F32, 2}, y = {0};
+    if (smelt_open(arguments[1], &model) || smelt_session_open(model, 0, &session) ||
+        smelt_run(session, &x, 1, &y, 1)) {
+        puts(smelt_error());
+        return 1;
+    }
+    for (int i = 0; i < 10; i++) printf("%.9g ", ((float *)y.data)[i]);
+    puts(smelt_model_device(model));
+    smelt_session_close(session);
+    smelt_close(model);
+    return 0;
+}
+"""
+
+
+def test_a_c_program_uses_a_model_as_one_for_the_cpu(tmp_path):
+    model = mlp()
+    with compiled(model, output=tmp_path / "model") as module:
+        expected = module(np.ones((2, 12), np.float32)).reshape(-1)
+    (tmp_path / "program.c").write_text(PROGRAM)
+    program = tmp_path / "program"
+    subprocess.run(["gcc", f"-I{tmp_path / 'model'}", str(tmp_path / "program.c"),
+                    str(tmp_path / "model" / "libmodel.a"), "-lm", "-ldl", "-pthread", "-o",
+                    str(program)], check=True)
+    done = subprocess.run([program, tmp_path / "model"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    *numbers, device = done.stdout.strip().split(" ", 10)
+    np.testing.assert_array_equal(np.array(numbers, np.float32), expected)
+    assert device == "the emulated CUDA device"
