@@ -43,6 +43,17 @@ def test_the_source_is_that_for_a_gpu():
     assert emulated == real
 
 
+def test_kernels_have_no_names_of_the_model(rng):
+    """A size may be called as a keyword of C++ is."""
+    model = mlp(x="break;secret_input", y="secret_output", batch="template")
+    text = build(model, "cuda:emulated").files["kernels.cu"]
+    assert isinstance(text, bytes) and b"secret" not in text
+    x = rng.standard_normal((3, 12)).astype(np.float32)
+    with compiled(model) as module:
+        np.testing.assert_allclose(
+            module(x), reference(mlp(), {"x": x})[0], 1e-5, 1e-6)
+
+
 def test_layers_alike_share_a_kernel():
     built = build(model_of(
         [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Tanh", ["a"], ["b"]),
