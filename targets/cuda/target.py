@@ -77,7 +77,7 @@ class CudaTarget:
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         progress("generating kernels", 1, 4)
         program = lower_for(graph)
-        dump_kernels(program, self.name)
+        dump_kernels(program, f"cuda-{self.architecture}")
         lifetimes = plan(program)
         graphs = options.extra.get("graphs") == "true"
         if graphs and not is_repeatable(program):
