@@ -29,16 +29,16 @@ def is_repeatable(program: Program) -> bool:
 
 
 class CudaHostPrinter(HostPrinter):
-    """Prints one program. `architecture` is "sm_80" and so on, or "emulated"; `image` names the
-    array, defined elsewhere, that holds the compiled kernels. With `graphs` repeated runs launch a
-    CUDA graph; see `is_repeatable`."""
+    """Prints one program. `architectures` is "sm_80" and so on, several joined by +, or
+    "emulated"; `images` name the arrays, defined elsewhere, that hold the kernels compiled for each
+    of them. With `graphs` repeated runs launch a CUDA graph; see `is_repeatable`."""
 
-    def __init__(self, program: Program, weights: Weights, *, symbol: str, architecture: str,
-                 image: str, dtype_numbers: dict[str, int],
+    def __init__(self, program: Program, weights: Weights, *, symbol: str,
+                 architectures: str, images: list[str], dtype_numbers: dict[str, int],
                  lifetimes: list[tuple[Storage, int, int]], graphs: bool = False):
-        super().__init__(program, weights, SCALAR, symbol=symbol, isa_name=architecture,
+        super().__init__(program, weights, SCALAR, symbol=symbol, isa_name=architectures,
                          threads=False, dtype_numbers=dtype_numbers, lifetimes=lifetimes)
-        self.image = image
+        self.images = images
         self.graphs = graphs
         self.device_needs = Needs()
         self.kernels: list[CudaKernel] = []
@@ -61,7 +61,7 @@ class CudaHostPrinter(HostPrinter):
 
     def emulation_text(self, source: str) -> str:
         """C++ that compiles the .cu file `source` for the CPU."""
-        return emulated_table(self.kernels, source, self.image)
+        return emulated_table(self.kernels, source, self.images[0])
 
     def text(self) -> str:
         """The C file of the host."""
@@ -82,9 +82,10 @@ class CudaHostPrinter(HostPrinter):
         rows = [f"    {{{c_string(k.symbol)}, {{{k.threads[0]}, {k.threads[1]}, {k.threads[2]}}}}},"
                 for k in self.kernels]
         return "\n".join([
-            f"extern const unsigned char {self.image}[];",
+            *(f"extern const unsigned char {image}[];" for image in self.images),
+            f"static const void *const images[] = {{{', '.join(self.images)}}};",
             "static const smelt_cuda_kernel kernels[] = {", *(rows or ["    {0, {0, 0, 0}},"]),
-            "};", f"static const smelt_cuda_code code = {{{self.image}, "
+            "};", f"static const smelt_cuda_code code = {{images, {len(self.images)}, "
             f"{c_string(self.isa_name)}, {len(self.kernels)}, kernels}};", ""])
 
     def _device(self) -> str:

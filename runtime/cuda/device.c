@@ -124,14 +124,16 @@ static void close_model(void *state)
 
 static int load_code(model *m, char *error)
 {
-    CUresult result = m->driver->module_load(&m->module, m->code->image);
+    CUresult result = CUDA_ERROR_NO_BINARY_FOR_GPU;
+    for (int32_t i = 0; i < m->code->image_count && result == CUDA_ERROR_NO_BINARY_FOR_GPU; i++)
+        result = m->driver->module_load(&m->module, m->code->images[i]);
     if (result == CUDA_ERROR_NO_BINARY_FOR_GPU) {
         int major = 0, minor = 0;
         m->driver->device_attribute(&major, COMPUTE_CAPABILITY_MAJOR, m->device);
         m->driver->device_attribute(&minor, COMPUTE_CAPABILITY_MINOR, m->device);
         snprintf(error, ERROR_BYTES,
                  "The model was compiled for %s, which %.80s (sm_%d%d) does not run: compile it "
-                 "for cuda:sm_%d%d.", m->code->architecture, m->name, major, minor, major, minor);
+                 "for cuda:sm_%d%d.", m->code->architectures, m->name, major, minor, major, minor);
         return SMELT_DEVICE_ERROR;
     }
     if (result)

@@ -9,10 +9,12 @@ typedef struct smelt_cuda_kernel {
     uint32_t threads[3];  /* of a block, along x, y and z */
 } smelt_cuda_kernel;
 
-/* A program's `device_code`: `image` is what cuModuleLoadData takes. */
+/* A program's `device_code`: `images` are what cuModuleLoadData takes, of which the first that the
+ * device runs is used. */
 typedef struct smelt_cuda_code {
-    const void *image;
-    const char *architecture;  /* "sm_80", or "emulated" */
+    const void *const *images;
+    int32_t image_count;
+    const char *architectures;  /* "sm_80", "sm_90a+sm_80", or "emulated" */
     int32_t kernel_count;
     const smelt_cuda_kernel *kernels;
 } smelt_cuda_code;

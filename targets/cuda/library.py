@@ -23,9 +23,9 @@ CPP = ("-x", "c++", "-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsa
        *(flag for flag in COMMON if not flag.startswith("-std=")))
 
 
-def image_name(options: BuildOptions) -> str:
-    """The C name of a model's compiled kernels."""
-    return f"{identifier(options.name)}_kernels"
+def image_name(options: BuildOptions, architecture: str) -> str:
+    """The C name of a model's kernels compiled for an architecture."""
+    return f"{identifier(options.name)}_{architecture}"
 
 
 def bytes_text(name: str, content: bytes) -> str:
@@ -39,25 +39,25 @@ def bytes_text(name: str, content: bytes) -> str:
                       *(f'    "{row}"' for row in rows or [""]), "    ;", ""])
 
 
-def build_library(compiler: Compiler, printer: CudaHostPrinter, cubin: bytes | None,
+def build_library(compiler: Compiler, printer: CudaHostPrinter, cubins: dict[str, bytes],
                   options: BuildOptions) -> dict[str, bytes | Path]:
-    """The files of the artifact but for weights: libraries, headers, sources. Without a cubin the
-    kernels are compiled for the CPU that this runs on."""
+    """The files of the artifact but for weights: libraries, headers, sources. `cubins` are the
+    compiled kernels by architecture; without any they are compiled for the CPU that this runs on.
+    """
     symbol = program_symbol(options, 0)
     sources = {"model.c": printer.text(), SOURCE: printer.device_text()}
     name = identifier(options.name)
     helpers = {f"{table}.c": program_table(table, [symbol])
                for table in (f"{name}_programs", "smelt_programs")}
-    if cubin is None:
+    if not cubins:
         helpers[EMULATED_SOURCE] = printer.emulation_text(SOURCE)
-    else:
-        helpers["kernels.c"] = bytes_text(printer.image, cubin)
+    helpers |= {f"{a}.c": bytes_text(image_name(options, a), c) for a, c in cubins.items()}
     with tempfile.TemporaryDirectory(prefix="smelt-") as temporary:
         folder = Path(temporary)
         for file, text in (*sources.items(), *helpers.items()):
             (folder / file).write_text(text)
         files = ["model.c", *helpers]
-        built = _objects(compiler, [folder / file for file in files], cubin is None,
+        built = _objects(compiler, [folder / file for file in files], not cubins,
                          options.optimize, folder)
         flags = target_flags(compiler, "")
         run([*compiler.command, *flags, "-shared", "-pthread", *map(str, built), "-lm", "-ldl",
@@ -69,11 +69,9 @@ def build_library(compiler: Compiler, printer: CudaHostPrinter, cubin: bytes | N
     for header, path in (("model.h", RUNTIME / "smelt.h"), ("program.h", RUNTIME / "program.h"),
                          ("device.h", CUDA_RUNTIME / "device.h")):
         result[header] = path.read_bytes()
-    if cubin is None:
+    if not cubins:
         result["emulation.h"] = (CUDA_RUNTIME / "emulation.h").read_bytes()
-    else:
-        result["kernels.cubin"] = cubin
-    return result
+    return result | {f"{a}.cubin": cubin for a, cubin in cubins.items()}
 
 
 def _objects(compiler: Compiler, files: Sequence[Path], emulated: bool, optimize: int,

@@ -43,14 +43,14 @@ SUGGESTED = ("sm_80", "sm_90a")
 
 @dataclass
 class CudaTarget:
-    """One architecture, such as "sm_80", or "emulated"."""
+    """Architectures such as "sm_80", the newest first, or "emulated" alone."""
 
     name: str
-    architecture: str
+    architectures: tuple[str, ...]
 
     @property
     def emulated(self) -> bool:
-        return self.architecture == EMULATED
+        return self.architectures == (EMULATED,)
 
     def describe(self) -> dict[str, Any]:
         try:
@@ -60,8 +60,9 @@ class CudaTarget:
         except TargetError as error:
             tool = str(error)
         doc = "CUDA kernels run and checked on this CPU" if self.emulated else \
-            f"NVIDIA GPUs of {self.architecture}: CUDA source, cubin and a C library"
-        return {"name": self.name, "variants": [self.architecture], "toolchain": tool, "doc": doc}
+            f"NVIDIA GPUs of {' and '.join(self.architectures)}: CUDA source, cubin and a C library"
+        return {"name": self.name, "variants": list(self.architectures), "toolchain": tool,
+                "doc": doc}
 
     def build(self, graph: Graph, options: BuildOptions, progress: Progress = silent) -> Build:
         """Optimises, lowers, prints and compiles; see `Target.build`."""
@@ -77,7 +78,7 @@ class CudaTarget:
         reports: dict[str, Any] = {"passes": optimise(graph, chosen)}
         progress("generating kernels", 1, 4)
         program = lower_for(graph)
-        dump_kernels(program, f"cuda-{self.architecture}")
+        dump_kernels(program, f"cuda-{'+'.join(self.architectures)}")
         lifetimes = plan(program)
         graphs = options.extra.get("graphs") == "true"
         if graphs and not is_repeatable(program):
@@ -85,21 +86,22 @@ class CudaTarget:
                               "leave the option graphs out")
         weights = pack_weights(program, used_storages(program))
         printer = CudaHostPrinter(
-            program, weights, symbol=program_symbol(options, 0), architecture=self.architecture,
-            image=image_name(options), dtype_numbers=abi.DTYPES,
+            program, weights, symbol=program_symbol(options, 0),
+            architectures="+".join(self.architectures),
+            images=[image_name(options, a) for a in self.architectures], dtype_numbers=abi.DTYPES,
             lifetimes=[(x.storage, x.first, x.last) for x in lifetimes], graphs=graphs)
         progress("compiling CUDA C++", 2, 4)
-        cubin = None if cuda is None else compile_cubin(cuda, printer.device_text(),
-                                                        self.architecture)
+        source = printer.device_text()
+        cubins = {a: compile_cubin(cuda, source, a) for a in self.architectures} if cuda else {}
         progress("compiling C", 3, 4)
-        files = build_library(compiler, printer, cubin, options)
+        files = build_library(compiler, printer, cubins, options)
         files["weights.bin"] = weights.blob()
         progress("done", 4, 4)
         manifest = {**describe_program(program, self.name, options),
-                    "isas": [self.architecture], "library": "model.so",
+                    "isas": list(self.architectures), "library": "model.so",
                     "options": {"optimize": options.optimize, "exact": options.exact}}
         reports["memory"] = memory_report(program, lifetimes)
-        code = len(files["kernels.cu"] if cubin is None else cubin)  # type: ignore[arg-type]
+        code = sum(map(len, cubins.values())) or len(source)
         reports["sizes"] = {"weights": weights.size, "code": code, "arena": program.arena_size}
         return Build(manifest, files, program, graph, reports)
 
@@ -122,9 +124,13 @@ def lower_for(graph: Graph) -> Program:
 
 
 def make(text: str) -> Target:
-    """The target `cuda:<architecture>` or `cuda:emulated`. Raises TargetError."""
-    if text != EMULATED and re.fullmatch(r"sm_\d{2,3}[af]?", text) is None:
-        found = f"has no variant {text!r}" if text else "needs an architecture"
-        raise TargetError(f"the cuda target {found}: use one such as cuda:sm_80 (A100) or "
-                          f"cuda:sm_90a (H100), or cuda:emulated to run on the CPU")
-    return CudaTarget(f"cuda:{text}", text)
+    """The target `cuda:<architectures joined by +>` or `cuda:emulated`. Raises TargetError."""
+    found = text.split("+")
+    if text != EMULATED and not all(re.fullmatch(r"sm_\d{2,3}[af]?", a) for a in found):
+        what = f"has no variant {text!r}" if text else "needs an architecture"
+        raise TargetError(f"the cuda target {what}: use one such as cuda:sm_80 (A100) or "
+                          f"cuda:sm_90a (H100), several joined by +, or cuda:emulated to run on "
+                          f"the CPU")
+    # A device takes the first that it runs: the one that uses most of what it has.
+    found.sort(key=lambda a: (int(re.sub(r"\D", "", a) or 0), a), reverse=True)
+    return CudaTarget(f"cuda:{text}", tuple(dict.fromkeys(found)))

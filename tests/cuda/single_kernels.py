@@ -44,10 +44,10 @@ def compiled(kernel: Kernel) -> Callable[..., np.ndarray]:
     lifetimes = plan(program)
     weights = pack_weights(program, used_storages(program))
     printer = CudaHostPrinter(program, weights, symbol=program_symbol(OPTIONS, 0),
-                              architecture="emulated", image=image_name(OPTIONS),
-                              dtype_numbers=abi.DTYPES,
+                              architectures="emulated", dtype_numbers=abi.DTYPES,
+                              images=[image_name(OPTIONS, "emulated")],
                               lifetimes=[(x.storage, x.first, x.last) for x in lifetimes])
-    files = build_library(find_compiler(), printer, None, OPTIONS)
+    files = build_library(find_compiler(), printer, {}, OPTIONS)
     files["weights.bin"] = weights.blob()
     folder = tempfile.TemporaryDirectory(prefix="smelt-test-")
     path = Path(folder.name) / "model"

@@ -41,6 +41,12 @@ def artifact(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    built = build(mlp(), "cuda:sm_80+sm_90a")
+    return write_artifact(tmp_path_factory.mktemp("two") / "model", built.manifest, built.files)
+
+
+@pytest.fixture(scope="module")
 def with_graphs(tmp_path_factory) -> Path:
     built = build(mlp(), "cuda:sm_80", options={"graphs": "true"})
     return write_artifact(tmp_path_factory.mktemp("graphs") / "model", built.manifest, built.files)
@@ -88,6 +94,15 @@ def test_a_file_that_is_no_driver(artifact, tmp_path):
 ])
 def test_failures_are_sentences(artifact, stub, fails, sentence):
     assert run(artifact, stub, fails) == sentence
+
+
+def test_one_artifact_for_several_architectures(two, stub, monkeypatch):
+    assert (two / "sm_80.cubin").is_file() and (two / "sm_90a.cubin").is_file()
+    assert run(two, stub, "cuModuleLoadData=209") == (
+        "TargetError: The model was compiled for sm_90a+sm_80, which Stub 1000 (sm_86) does not "
+        "run: compile it for cuda:sm_86.")
+    monkeypatch.setenv("STUB_LOADS", "1")
+    assert run(two, stub) == "Stub 1000"
 
 
 def test_graphs_are_captured_and_launched(with_graphs, stub):
