@@ -2,7 +2,7 @@
 # PYTEST_JOBS the number of test processes; EXTRAS the optional parts that the tests install.
 PYTHON ?= python3
 PYTEST_JOBS ?= 2
-EXTRAS ?= test,torch,webgpu,zig,tvm,fpga
+EXTRAS ?= test,torch,webgpu,cuda,zig,tvm,fpga
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \

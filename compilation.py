@@ -47,7 +47,7 @@ REPORT = "report.json"
 """The artifact's file with what `smelt inspect` shows."""
 CACHE_LIMIT = 4_000_000_000
 """Bytes of cached models; beyond, the ones not used for longest are removed."""
-SOURCES = ("py", "c", "h", "mjs", "mts", "css", "json", "html")
+SOURCES = ("py", "c", "cpp", "h", "hpp", "sv", "mjs", "mts", "css", "json", "html")
 """Endings of smelt's own files that what it compiles depends on."""
 STALE_SECONDS = 24 * 3600
 """Unfinished folders older than this belong to processes that were killed."""
@@ -200,7 +200,7 @@ class Request:
                 h.update(data)
 
         add(_toolchain_version(), self.target)
-        if ":" not in self.target or "native" in self.target:
+        if ":" not in self.target or self.target.endswith(("native", ":emulated")):
             add(_machine())
         add(self.threads, self.optimize, self.exact, self.precision, self.accuracy, self.passes,
             self.states, self.name)

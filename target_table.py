@@ -6,20 +6,13 @@ from typing import Any
 
 from .errors import SmeltError
 
-PLANNED = {
-    "cuda": "NVIDIA GPUs: CUDA source, cubin and a C library",
-    "webgpu": "browsers and WebGPU devices: WGSL and an ES module",
-}
-"""Families of the design that do not exist yet."""
-
 
 def target_rows() -> list[dict[str, Any]]:
-    """One row a target: name, state ("ready", "needs tools" or "planned"), what, toolchain."""
+    """One row a target: name, state ("ready" or "needs tools"), what, toolchain."""
     from .targets.base import families, find_target
 
     rows = []
-    made = families()
-    for family in made:
+    for family in families():
         for spec in _specs(family):
             try:
                 facts = find_target(spec).describe()
@@ -29,8 +22,6 @@ def target_rows() -> list[dict[str, Any]]:
             state = "needs tools" if tool.startswith("no") else "ready"
             rows.append({"name": spec, "state": state, "what": facts.get("doc", ""),
                          "toolchain": tool})
-    rows += [{"name": name, "state": "planned", "what": what, "toolchain": ""}
-             for name, what in PLANNED.items() if name not in made]
     return rows
 
 
@@ -39,6 +30,10 @@ def _specs(family: str) -> list[str]:
         from .targets.fpga.parts import PARTS
 
         return [f"fpga:{part}" for part in PARTS]
+    if family == "cuda":
+        from .targets.cuda.target import EMULATED, SUGGESTED
+
+        return [f"cuda:{name}" for name in (*SUGGESTED, EMULATED)]
     if family != "cpu":
         return [family]
     from .targets.cpu.isa import VARIANTS

@@ -84,9 +84,10 @@ class Needs:
 
 
 class Names:
-    """C identifiers for compiler-made names, unique within a function."""
+    """C identifiers for compiler-made names, unique within a function and none of `reserved`."""
 
-    def __init__(self) -> None:
+    def __init__(self, reserved: frozenset[str] = RESERVED) -> None:
+        self._reserved = reserved
         self._of: dict[object, str] = {}
         self._used: set[str] = set()
         self._next: dict[str, int] = {}
@@ -99,7 +100,7 @@ class Names:
                 base = f"v{base}"
             n = self._next.get(base, 0)
             candidate = base
-            while candidate in self._used or candidate in RESERVED:
+            while candidate in self._used or candidate in self._reserved:
                 n += 1
                 candidate = f"{base}{n}"
             self._next[base] = n
@@ -112,6 +113,7 @@ class KernelPrinter:
     """Prints one legalised kernel as a C function (and its parallel tasks)."""
 
     stack_bytes: float = STACK_BYTES
+    reserved = RESERVED
 
     def __init__(self, kernel: Kernel, isa: VectorIsa, needs: Needs, *, threads: bool = True,
                  symbol: str | None = None, aliased: Collection[Buffer] = ()):
@@ -120,7 +122,7 @@ class KernelPrinter:
         self.needs = needs
         self.threads = threads
         self.symbol = symbol or kernel.name
-        self.names = Names()
+        self.names = Names(self.reserved)
         self.lines: list[str] = []
         self.depth = 1
         self.tasks: list[str] = []

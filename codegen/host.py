@@ -414,10 +414,9 @@ static double clock_now(void) {{
                          step.of_sizes)
         elif isinstance(step, Copy):
             self.acquire(step.target)
-            self.line(f"memcpy({self.pointer(step.target)}, {self.pointer(step.source)}, "
-                      f"(size_t)({self.bytes_of(step.source)}));")
+            self._copy(step)
         elif isinstance(step, Branch):
-            self.line(f"if (*(const uint8_t *){self.pointer(step.condition)}) {{")
+            self.line(f"if ({self.element(step.condition)}) {{")
             self._steps(step.then)
             self.line("} else {")
             self._steps(step.orelse)
@@ -425,6 +424,18 @@ static double clock_now(void) {{
         else:
             assert isinstance(step, Repeat)
             self._repeat(step)
+
+    def _copy(self, step: Copy) -> None:
+        self.line(f"memcpy({self.pointer(step.target)}, {self.pointer(step.source)}, "
+                  f"(size_t)({self.bytes_of(step.source)}));")
+
+    def element(self, s: Storage, k: int = 0) -> str:
+        """An expression for the value of element `k` at this point of the run."""
+        return f"((const {storage_type(s.type.dtype)} *){self.pointer(s)})[{k}]"
+
+    def set_element(self, s: Storage, value: str) -> None:
+        """Sets the only element."""
+        self.line(f"*({storage_type(s.type.dtype)} *){self.pointer(s)} = {value};")
 
     def _steps(self, steps: list[Step]) -> None:
         self.depth += 1
@@ -452,10 +463,8 @@ static double clock_now(void) {{
         self.line(call)
 
     def _bind_sizes(self, step: Bind) -> None:
-        kind = storage_type(step.source.type.dtype)
         for k, v in enumerate(step.symbols):
-            self.line(f"{self.names[v]} = (int64_t)((const {kind} *)"
-                      f"{self.pointer(step.source)})[{k}];")
+            self.line(f"{self.names[v]} = (int64_t){self.element(step.source, k)};")
             sentence = c_string(_sentence(f"{step.origin or 'the model'}: the data asks for a "
                                           "negative size"))
             self.line(f"if ({self.names[v]} < 0) {{")  # as an expression, a size is never negative
@@ -483,15 +492,15 @@ static double clock_now(void) {{
         i = f"r{self.count}"
         limit = "INT64_MAX"
         if isinstance(step.limit, Storage):
-            limit = f"*(const int64_t *){self.pointer(step.limit)}"
+            limit = self.element(step.limit)
         elif step.limit is not None:
             limit = self.size(step.limit)
         self.line(f"for (int64_t {i} = 0, {i}_end = {limit}; {i} < {i}_end; ++{i}) {{")
         self.depth += 1
         if step.condition is not None:
-            self.line(f"if (!*(const uint8_t *){self.pointer(step.condition)}) break;")
+            self.line(f"if (!{self.element(step.condition)}) break;")
         if step.counter is not None:
-            self.line(f"*(int64_t *){self.pointer(step.counter)} = {i};")
+            self.set_element(step.counter, i)
         for inner in step.body:
             self._step(inner)
         self.depth -= 1
@@ -525,6 +534,10 @@ const smelt_program {self.symbol} = {{
     .output_shapes = output_shapes,
     .run = run,
     .scratch_bytes = {self.scratch_bytes},
-}};
+{self._device()}}};
 """
+
+    def _device(self) -> str:
+        """The fields of the table that tell which device runs the program."""
+        return ""
 

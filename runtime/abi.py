@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArtifactError, InputError, SmeltError
+from ..errors import ArtifactError, InputError, SmeltError, TargetError
 
-PROGRAM_ABI = 2
+PROGRAM_ABI = 3
 
-OK, BAD_ARGUMENT, OUT_OF_MEMORY, BAD_ARTIFACT, UNSUPPORTED_CPU, DATA_ERROR = range(6)
+OK, BAD_ARGUMENT, OUT_OF_MEMORY, BAD_ARTIFACT, UNSUPPORTED_CPU = range(5)
+DATA_ERROR, DEVICE_ERROR = 5, 6
 CPU_X86_64_V2, CPU_X86_64_V3, CPU_X86_64_V4 = 1, 2, 4
 CPU_AVX_VNNI, CPU_AVX512_VNNI, CPU_AVX512_BF16 = 8, 16, 32
 
@@ -24,6 +25,7 @@ ERRORS: dict[int, type[SmeltError]] = {
     BAD_ARTIFACT: ArtifactError,
     UNSUPPORTED_CPU: ArtifactError,
     DATA_ERROR: InputError,
+    DEVICE_ERROR: TargetError,
 }
 
 # Name -> number.
@@ -149,6 +151,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "smelt_close": (None, (_POINTER,)),
     "smelt_model_name": (_TEXT, (_POINTER,)),
     "smelt_model_isa": (_TEXT, (_POINTER,)),
+    "smelt_model_device": (_TEXT, (_POINTER,)),
     "smelt_input_count": (_INT, (_POINTER,)),
     "smelt_output_count": (_INT, (_POINTER,)),
     "smelt_input_info": (_INFO, (_POINTER, _INT)),

@@ -10,6 +10,9 @@ from .artifact import Artifact
 LIBRARY = "model.so"
 MODULE = "model.wasm"
 
+LIBRARIES = ("cpu", "cuda", "fpga")
+"""Families of targets whose models are libraries for this process to load."""
+
 MACHINES = {3: "x86", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
 """Machines by their numbers in ELF files (e_machine), called as `platform.machine` does."""
 
@@ -23,7 +26,7 @@ def why_not_here(artifact: Artifact) -> str | None:
     if MODULE in files:
         return (f"{path!r} is WebAssembly ({target}): load it in a browser or Node.js by its "
                 f"model.mjs, or compile the model for this machine with target cpu.")
-    if target.split(":")[0] not in ("cpu", "fpga"):
+    if target.split(":")[0] not in LIBRARIES:
         return f"{path!r} is made for {target or 'no target'}, not for a CPU."
     if artifact.manifest.get("library", LIBRARY) not in files:
         return (f"{path!r} is source code for {target}: build it into a program, or compile the "

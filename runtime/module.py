@@ -446,6 +446,10 @@ def load(path: str | Path, threads: int | None = None, verify: bool | None = Non
 
         return WebGpuModule(artifact)
     try:
+        if artifact.manifest.get("target", "").startswith("cuda:"):
+            from .cuda.module import CudaModule
+
+            return CudaModule(artifact)
         return Module(artifact, threads)
     except BaseException:
         artifact.close()

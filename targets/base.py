@@ -112,7 +112,7 @@ def register(family: str, make: Callable[[str], Target]) -> None:
 
 def families() -> dict[str, Callable[[str], Target]]:
     """The registered families by name."""
-    from . import cpu, fpga, webgpu  # noqa: F401  (register themselves)
+    from . import cpu, cuda, fpga, webgpu  # noqa: F401  (register themselves)
 
     return dict(sorted(_FAMILIES.items()))
 

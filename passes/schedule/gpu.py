@@ -40,13 +40,15 @@ from .primitives import ScheduleError, bind, fuse
 @dataclass(frozen=True)
 class GpuLimits:
     """What a launch may ask for: `threads` of a block, blocks along one axis of the `grid`, bytes
-    of memory `shared` by a block and of addressable memory `private` to a thread. The defaults are
-    those that every WebGPU adapter grants."""
+    of memory `shared` by a block and of addressable memory `private` to a thread. With `words` an
+    element takes four bytes of these whatever its type, else its own size. The defaults are those
+    that every WebGPU adapter grants."""
 
     threads: int = 256
     grid: int = 65535
     shared: int = 16384
     private: int = 8192
+    words: bool = True
 
 
 def to_grid(program: Program, limits: GpuLimits) -> None:
@@ -99,8 +101,9 @@ def check_limits(kernel: Kernel, limits: GpuLimits) -> None:
     for space, most in (("shared", limits.shared), ("local", limits.private)):
         held = [s.buffer for s in statements(kernel.body)
                 if isinstance(s, Alloc) and s.buffer.space == space]
-        words = sum(prod(d if isinstance(d, int) else most for d in b.shape) for b in held)
-        if 4 * words > most:
+        size = sum(prod(d if isinstance(d, int) else most for d in b.shape)
+                   * (4 if limits.words else b.dtype.itemsize) for b in held)
+        if size > most:
             what = "a block of threads shares" if space == "shared" else "a thread has"
             raise ModelError(f"{kernel.origin or kernel.name}: its kernel {kernel.name} needs "
                              f"more than the {most} bytes of memory that {what}")

@@ -108,6 +108,7 @@ struct smelt_model {
     const smelt_program *program;
     const unsigned char *weights;
     smelt_mapping mapping;
+    void *device;      /* what the program's device keeps for the model */
     smelt_count users; /* the caller and every session */
 };
 
@@ -144,6 +145,7 @@ struct smelt_session {
     smelt_flag running;
     int32_t threads;
     smelt_pool *pool; /* NULL for one thread */
+    void *device;     /* what the program's device keeps for the session */
 
     int planned; /* dims, offsets, arena and shapes belong together */
     int64_t *dims, *candidate; /* candidate: what bind() says of the inputs at hand */

@@ -40,8 +40,18 @@ static int make_model(const smelt_program *program, smelt_mapping mapping, const
     model->mapping = mapping;
     model->weights = weights;
     smelt_count_up(&model->users);
-    *result = model;
-    return SMELT_OK;
+    int code = SMELT_OK;
+    if (program->device) {
+        char error[SMELT_ERROR_BYTES] = "";
+        code = program->device->open_model(program, weights, &model->device, error);
+        if (code)
+            smelt_fail(code, "%s", error);
+    }
+    if (code)
+        smelt_close(model);
+    else
+        *result = model;
+    return code;
 }
 
 int smelt_open_program(const smelt_program *const *programs, const char *path, smelt_model **model)
@@ -81,6 +91,8 @@ void smelt_close(smelt_model *model)
 {
     if (!model || smelt_count_down(&model->users))
         return;
+    if (model->device)
+        model->program->device->close_model(model->device);
     smelt_mapping_close(&model->mapping);
     free(model);
 }
@@ -93,6 +105,12 @@ const char *smelt_model_name(const smelt_model *model)
 const char *smelt_model_isa(const smelt_model *model)
 {
     return model->program->isa;
+}
+
+const char *smelt_model_device(const smelt_model *model)
+{
+    const smelt_device *device = model->program->device;
+    return device ? device->name(model->device) : "cpu";
 }
 
 int32_t smelt_input_count(const smelt_model *model)

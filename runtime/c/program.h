@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define SMELT_PROGRAM_ABI 2
+#define SMELT_PROGRAM_ABI 3
 
 enum {
     SMELT_OK = 0,
@@ -13,7 +13,8 @@ enum {
     SMELT_OUT_OF_MEMORY = 2,
     SMELT_BAD_ARTIFACT = 3,
     SMELT_UNSUPPORTED_CPU = 4,
-    SMELT_DATA_ERROR = 5      /* the data asks for the impossible, such as a negative size */
+    SMELT_DATA_ERROR = 5,     /* the data asks for the impossible, such as a negative size */
+    SMELT_DEVICE_ERROR = 6    /* a device or its driver is missing, too old, or failed */
 };
 
 /* Element types, numbered as in runtime/abi.py. */
@@ -58,7 +59,8 @@ int smelt_allow_tiles(void);
 /* What one run sees. `dims` holds the sizes that inputs bind, then those that data binds. */
 struct smelt_frame {
     const unsigned char *weights;
-    unsigned char *arena;
+    unsigned char *arena;        /* NULL for programs of a device, which has its own */
+    int64_t arena_bytes;
     unsigned char *scratch;      /* scratch_bytes for each worker, 64-byte aligned */
     const int64_t *offsets;      /* byte offsets of temporaries, from plan() */
     int64_t *dims;
@@ -66,6 +68,7 @@ struct smelt_frame {
     void **outputs;              /* NULL entries are dynamic outputs, set by run() */
     smelt_pool *pool;
     void *session;               /* for smelt_dynamic */
+    void *device;                /* what the program's device keeps for the session */
     char *error;                 /* 256 bytes for a sentence when run() fails */
 };
 
@@ -79,6 +82,18 @@ void *smelt_dynamic(smelt_frame *frame, int32_t slot, int64_t bytes);
  * negative number too). Offsets are multiples of 64. Same algorithm as passes/plan.py. */
 int64_t smelt_plan_arena(int32_t count, const int64_t *bytes, const int32_t *first,
                          const int32_t *last, int64_t *offsets);
+
+/* What runs a program's kernels in the place of this CPU. It keeps something for each model and for
+ * each session. Functions that fail return an error code and write a sentence (256 bytes). */
+struct smelt_program;
+typedef struct smelt_device {
+    int (*open_model)(const struct smelt_program *program, const unsigned char *weights,
+                      void **model, char *error);
+    void (*close_model)(void *model);
+    int (*open_session)(void *model, void **session, char *error);
+    void (*close_session)(void *session);
+    const char *(*name)(const void *model);  /* of the hardware */
+} smelt_device;
 
 typedef struct smelt_program {
     uint32_t abi;                /* SMELT_PROGRAM_ABI */
@@ -103,6 +118,8 @@ typedef struct smelt_program {
     void (*output_shapes)(const int64_t *dims, int64_t *shapes);
     int (*run)(smelt_frame *frame);
     int64_t scratch_bytes;       /* working memory of one thread, a multiple of 64 */
+    const smelt_device *device;  /* NULL: this CPU */
+    const void *device_code;     /* what the device runs */
 } smelt_program;
 
 /* The variants of the linked-in model, best first, then NULL: defined by the generated host file.

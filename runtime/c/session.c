@@ -25,6 +25,8 @@ int smelt_set_threads(smelt_session *session, int32_t threads)
 #ifdef SMELT_NO_THREADS
     threads = 1;
 #endif
+    if (session->program->device)
+        threads = 1; /* the device has its own */
     int stale = session->pool && smelt_pool_is_stale(session->pool);
     if (threads == session->threads && !stale)
         return SMELT_OK;
@@ -102,6 +104,11 @@ int smelt_session_open(smelt_model *model, int32_t threads, smelt_session **sess
     s->program = model->program;
     int code = allocate(s) ? smelt_fail(SMELT_OUT_OF_MEMORY, "No memory for a session.")
                            : smelt_set_threads(s, threads);
+    if (!code && s->program->device) {
+        code = s->program->device->open_session(model->device, &s->device, s->error);
+        if (code)
+            smelt_fail(code, "%s", s->error);
+    }
     if (code)
         smelt_session_close(s);
     else
@@ -121,6 +128,8 @@ void smelt_session_close(smelt_session *s)
     if (!s)
         return;
     smelt_pool_close(s->pool);
+    if (s->device)
+        s->program->device->close_session(s->device);
     for (int32_t i = 0; i < s->link_count; i++)
         smelt_link_free(&s->links[i]);
     smelt_block_free(&s->arena);
@@ -215,7 +224,8 @@ static int plan(smelt_session *s)
     for (int32_t i = 0; i < program->bound_dims; i++)
         s->dims[i] = s->candidate[i];
     s->arena_bytes = program->plan(s->dims, s->offsets);
-    if (s->arena_bytes < 0 || smelt_block_reserve(&s->arena, s->arena_bytes))
+    if (s->arena_bytes < 0 ||
+        (!program->device && smelt_block_reserve(&s->arena, s->arena_bytes)))
         return smelt_fail(SMELT_OUT_OF_MEMORY,
                           "No memory for the temporaries of inputs of this size.");
     s->planned = 1;
@@ -422,6 +432,7 @@ static int execute(smelt_session *s)
     smelt_frame frame = {
         .weights = s->model->weights,
         .arena = s->arena.data,
+        .arena_bytes = s->arena_bytes,
         .scratch = s->scratch.data,
         .offsets = s->offsets,
         .dims = s->dims,
@@ -429,6 +440,7 @@ static int execute(smelt_session *s)
         .outputs = s->output_data,
         .pool = s->pool,
         .session = s,
+        .device = s->device,
         .error = s->error,
     };
     s->error[0] = 0;

@@ -86,7 +86,8 @@ SMELT_API const char *smelt_dtype_name(int32_t dtype);
 
 /* Opens the linked-in model with the weights of an artifact folder (folder/weights.bin). Fails with
  * SMELT_UNSUPPORTED_CPU when this CPU runs none of the variants, with SMELT_BAD_ARTIFACT when the
- * weights are missing or of another model. */
+ * weights are missing or of another model, with SMELT_DEVICE_ERROR when the device that the model is
+ * for is missing or cannot run it. */
 SMELT_API int smelt_open(const char *folder, smelt_model **model);
 
 /* Opens one of `programs` (ends with NULL; the first that the CPU supports) with a weights file,
@@ -108,6 +109,9 @@ SMELT_API void smelt_close(smelt_model *model);
 /* The model's name, and the instruction set of the variant in use. */
 SMELT_API const char *smelt_model_name(const smelt_model *model);
 SMELT_API const char *smelt_model_isa(const smelt_model *model);
+
+/* The hardware that runs the model: "cpu", or what its driver calls the device. */
+SMELT_API const char *smelt_model_device(const smelt_model *model);
 
 /* The signature. The info of an index out of range is NULL; an unknown name has the index -1. */
 SMELT_API int32_t smelt_input_count(const smelt_model *model);

@@ -198,7 +198,7 @@ def compile_library(compiler: Compiler, sources: list[str], variants: list[Varia
         folder = Path(name)
         built = link_library(compiler, sources, variants, options, folder)
         archive = folder / "libmodel.a"
-        _archive(compiler, built, archive)
+        make_archive(compiler, built, archive)
         files: dict[str, bytes | Path] = {
             system.library: (folder / system.library).read_bytes(),
             "libmodel.a": archive.read_bytes(),
@@ -250,7 +250,7 @@ def public_functions() -> list[str]:
     return [*(n for n in dict.fromkeys(names) if n not in from_files), "aligned_alloc", "free"]
 
 
-def _archive(compiler: Compiler, built: list[Path], archive: Path) -> None:
+def make_archive(compiler: Compiler, built: list[Path], archive: Path) -> None:
     """A static library with deterministic contents."""
     renamed = []
     for k, path in enumerate(built):

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -102,6 +102,17 @@ def object_file(compiler: Compiler, source: Path, flags: Sequence[str], output: 
         return cached
     run([*compiler.command, *flags, "-c", str(source), "-o", str(output)], source.name)
     return _keep(output, cached)
+
+
+def cached_bytes(name: str, make: Callable[[], bytes]) -> bytes:
+    """The contents of a file of the cache of objects; what `make` returns where it has none."""
+    cached = cache_dir() / "objects" / name
+    if cached.exists():
+        return cached.read_bytes()
+    with tempfile.TemporaryDirectory(prefix="smelt-") as folder:
+        built = Path(folder) / name
+        built.write_bytes(make())
+        return _keep(built, cached).read_bytes()
 
 
 def _keep(built: Path, cached: Path) -> Path:

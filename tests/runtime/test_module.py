@@ -276,7 +276,7 @@ def test_a_library_for_another_machine(artifact, tmp_path, form, entrance):
 @pytest.mark.parametrize(
     ("target", "files", "sentence"),
     [
-        ("cuda:x", ["model.so"], "is made for cuda:x, not for a CPU"),
+        ("vliw:x", ["model.so"], "is made for vliw:x, not for a CPU"),
         ("cpu:wasm32", ["model.wasm", "model.mjs"], "is WebAssembly .cpu:wasm32.*model.mjs"),
         ("cpu:generic", ["model.c"], "is source code for cpu:generic: build it"),
     ],

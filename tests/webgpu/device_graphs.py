@@ -1,9 +1,10 @@
-"""Graphs compiled for WebGPU, run on the adapter and in the kernel interpreter, next to the graph
-interpreter."""
+"""Graphs compiled for a GPU-like target, run on the device (or its emulation) and in the kernel
+interpreter, next to the graph interpreter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from cpu.native_graphs import Cases, interpreted
@@ -27,12 +28,13 @@ def eighths(c: Cases, *shape: int) -> Value:
 
 
 def check(cases: Cases, rtol: float, atol: float, kernels: Sequence[str] = (),
-          by_kernels: bool = True) -> Program:
-    """Results on the adapter, and with `by_kernels` those of the kernel interpreter, which finds
+          by_kernels: bool = True, target: str = "webgpu", **options: Any) -> Program:
+    """Results on the device, and with `by_kernels` those of the kernel interpreter, which finds
     races between threads, are those of the graph interpreter; every kernel passes the verifier.
-    `kernels` are parts of names that kernels of the program must have."""
+    `kernels` are parts of names that kernels of the program must have, `options` fields of
+    BuildOptions."""
     wanted = cases.expected()
-    program, run = cases.compiled("webgpu")
+    program, run = cases.compiled(target, **options)
     names = [k.name for k in program.kernels()]
     for name in kernels:
         assert any(name in n for n in names), f"no {name} kernel among {names}"

@@ -39,5 +39,5 @@ static void output_shapes(const int64_t *dims, int64_t *shapes)
 static const char *const dims[] = {"M"};
 static const smelt_tensor_info input = {"n", 5, 0, 0}, output = {"out", 5, 1, dims};
 static const smelt_program program = {SMELT_PROGRAM_ABI, "append", "native", 0, 1, 1, &input,
-                                      &output, 0, 1, dims, 0, 1, 0, bind, plan, output_shapes, run, 0};
+                                      &output, 0, 1, dims, 0, 1, 0, bind, plan, output_shapes, run, 0, 0, 0};
 const smelt_program *const smelt_programs[] = {&program, 0};

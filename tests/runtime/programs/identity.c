@@ -32,5 +32,5 @@ static void output_shapes(const int64_t *dims, int64_t *shapes)
 static const char *const dims[] = {"N"};
 static const smelt_tensor_info input = {"in", DTYPE, 1, dims}, output = {"out", DTYPE, 1, dims};
 static const smelt_program program = {SMELT_PROGRAM_ABI, "identity", "native", 0, 1, 1, &input,
-                                      &output, 1, 1, dims, 0, 0, 0, bind, plan, output_shapes, run, 0};
+                                      &output, 1, 1, dims, 0, 0, 0, bind, plan, output_shapes, run, 0, 0, 0};
 const smelt_program *const smelt_programs[] = {&program, 0};

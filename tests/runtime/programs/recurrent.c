@@ -56,5 +56,5 @@ static const smelt_tensor_info outputs[] = {
 static const char *const names[] = {"N", "P"};
 static const smelt_program program = {
     SMELT_PROGRAM_ABI, "recurrent", "native", 0, 3, 3, inputs, outputs, 2, 2, names, 0, 0, 0,
-    bind, plan, output_shapes, run, 0};
+    bind, plan, output_shapes, run, 0, 0, 0};
 const smelt_program *const smelt_programs[] = {&program, 0};

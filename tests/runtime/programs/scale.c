@@ -94,7 +94,7 @@ static const char *const names[] = {"N", "M"};
 
 #define VARIANT(isa, supported) \
     {SMELT_PROGRAM_ABI, "scale", isa, supported, 2, 2, inputs, outputs, 1, 2, names, 2, 1, 64, \
-     bind, plan, output_shapes, run, 0}
+     bind, plan, output_shapes, run, 0, 0, 0}
 
 static const smelt_program special = VARIANT("x86-64-v9", never);
 static const smelt_program other = VARIANT("armv99", never);
