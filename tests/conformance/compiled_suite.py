@@ -37,6 +37,12 @@ def check(case: Case, target: str = "cpu", optimize: int = 1) -> None:
                     compare(mine, theirs, case.source.rtol, case.source.atol)
 
 
+def import_compiler(case: Case, target: str = "cpu", optimize: int = 1) -> None:
+    """Compiles a case that passes in this process, so that the children of `failure` need not
+    import everything again, each for itself: most of their time otherwise."""
+    check(case, target, optimize)
+
+
 def failure(function: Callable[[], None]) -> str:
     """What goes wrong when a forked child calls `function`; "" when nothing does.
 

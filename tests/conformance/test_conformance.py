@@ -4,7 +4,7 @@ Tolerances are the suite's, wider for results of 16 bits (see frontend.onnx_suit
 """
 
 import pytest
-from conformance.compiled_suite import check, failure
+from conformance.compiled_suite import check, failure, import_compiler
 from conformance.exclusions import EXCLUDED, listed
 from frontend.exclusions import DIFFERENT, REFUSED
 from frontend.onnx_suite import cases
@@ -19,6 +19,11 @@ def those(exclusions: dict[str, str]) -> list[str]:
 
 PASSING = [name for name in ALL if name not in set(those(EXCLUDED))]
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    import_compiler(ALL[PASSING[0]])
 
 
 @pytest.mark.parametrize("name", PASSING)

@@ -3,7 +3,7 @@ the suite's, wider for results of 16 bits. One case for each set of operators: c
 of the time, and the others differ in attributes, which the tests of other targets cover."""
 
 import pytest
-from conformance.compiled_suite import check, failure
+from conformance.compiled_suite import check, failure, import_compiler
 from conformance.exclusions import EXCLUDED, listed
 from frontend.onnx_suite import cases
 
@@ -16,8 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> None:
-    """What the first compilation imports, so that not every child of this process does it again."""
-    check(LISTED[next(iter(FIRST.values()))], "cuda:emulated", 0)
+    import_compiler(LISTED[next(iter(FIRST.values()))], "cuda:emulated", 0)
 
 
 @pytest.mark.parametrize("name", FIRST.values())
