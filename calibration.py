@@ -95,13 +95,16 @@ class Static:
         from .passes.compress.smooth import smooth
         from .passes.compress.static import add_biases, layers_of, rounded_weights
 
+        if not samples:
+            raise InputError("there are no samples to calibrate with: give one or more")
         _prepare(graph)
         layers = layers_of(graph)
         add_biases(graph, layers)
         for pattern in self.keep:
             if not any(_matches(layer.name, (pattern,)) for layer in layers):
                 raise UsageError(f"no layer to keep has a name with {pattern!r} in it")
-        candidates = [layer for layer in layers if not _matches(layer.name, self.keep)]
+        candidates = [layer for layer in layers if not _matches(layer.name, self.keep)
+                      and layer.left.type.numel != 0]
         if self.smoothed:
             largest = self._channels(graph, candidates, samples)
             smooth(graph, candidates, {v: c.largest for v, c in largest.items()
@@ -112,7 +115,7 @@ class Static:
         ranges = _Ranges(self.ranges, distributions)
         losses: dict[Layer, float] = {}
         kept: list[Layer] = []
-        if self.accuracy is not None and candidates:
+        if self.accuracy and candidates:
             losses, kept = self._sensitive(graph, candidates, ranges, samples, self.accuracy)
         chosen, cosine = self._within(graph, exact, candidates, kept, losses, ranges, channels,
                                       samples)
@@ -170,6 +173,10 @@ class Static:
                 distribution.count(array)
 
         self._run(run, samples, first)
+        for layer in layers:
+            if channels[layer.left].largest is None:
+                raise InputError(f"calibration data: what {layer.name} multiplies has no element "
+                                 f"in any sample: give samples whose sizes are not 0")
         self._run(run, samples, second)
         return values, channels, exact
 

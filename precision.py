@@ -149,16 +149,16 @@ def loss(exact: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
 
 
 def work_of(node: Node) -> float:
-    """Multiplications of a product; an unknown number of results counts as 1."""
+    """Multiplications of a product, 1 at least; an unknown number of results counts as 1."""
     x, w = node.inputs[:2]
     assert x is not None and w is not None
     if node.op == "attention":
         both = wrap(x.type.numel) * wrap(w.shape[2]) * 2
-        return both.value if isinstance(both, Const) else 1
+        return max(both.value, 1) if isinstance(both, Const) else 1
     assert w.constant is not None
     results = node.output.type.numel
     features = w.constant.shape[-1 if node.op == "matmul" else 0]
-    return (results if isinstance(results, int) else 1) * w.constant.size / features
+    return max((results if isinstance(results, int) else 1) * w.constant.size / features, 1)
 
 
 def _with_switch(probe: Graph, node: Node, name: str) -> str:

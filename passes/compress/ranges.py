@@ -46,7 +46,8 @@ class Distribution:
             x = x.reshape(-1)
             nonzero = x[x != 0]
             self.zeros += x.size - nonzero.size
-            self.counts += np.histogram(nonzero, BINS, (self.low, self.high))[0]
+            self.counts += np.histogram(nonzero.astype(np.float64), BINS,
+                                        (self.low, self.high))[0]
 
     def with_zeros(self) -> np.ndarray:
         """The histogram of all elements."""

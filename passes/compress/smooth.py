@@ -23,6 +23,8 @@ def smooth(graph: Graph, layers: Sequence[Layer], largest: Mapping[Value, np.nda
         if not layer.is_conv:
             by_left.setdefault(layer.left, []).append(layer)
     for left, readers in by_left.items():
+        if left not in largest:  # without an element in any sample
+            continue
         factors = _factors(largest[left], [layer.weights for layer in readers])
         node = left.node
         origin = node.origin if node is not None else ""

@@ -165,7 +165,8 @@ def _activation(graph: Graph, value: Value, low: float, high: float, bits: int) 
     """Puts the pair behind a value."""
     signed = low < 0
     top = (1 << bits - signed) - 1
-    scale = max(_power(high, top), _power(-low, top + 1) if signed else 0.0)
+    scale = max((_power(size, n) for size, n in ((high, top), (-low, top + 1)) if size > 0),
+                default=1.0)
     to = _container(bits, signed)
     origin = value.node.origin if value.node is not None else f"input {value.name!r}"
     users, returned = dict(value.users), [v is value for v in graph.outputs]

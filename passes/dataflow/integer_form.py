@@ -238,6 +238,8 @@ def means(node: Node, graph: Graph) -> Value | None:
             return None
         count, kind = int(np.prod(attrs["kernel"])), "pool_sum"
         attrs = {k: v for k, v in attrs.items() if k not in ("high", "include_pad")}
+    if count << q.x.dtype.bits >= 1 << 31:
+        return None  # the sum could leave i32
     total = graph.add(kind, [_centred(graph, q.x, q.zero, dt.i32, node.origin)], attrs,
                       origin=node.origin)
     return _times(graph, total, (q.scale.reshape(()) / np.float32(count)).astype(np.float32),

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import ModelError
 from ...ir.graph.core import Graph, Node, Value
+from ...ir.graph.definition import lookup
 from .epilogue import Epilogue, solve
 from .network import (
     ArgMax,
@@ -32,6 +33,8 @@ from .templates import Element, Sliding, element_between
 ANCHORS = ("conv", "matmul", "reduce_sum", "pool_sum")
 MOVEMENT = ("reshape", "transpose")
 DIRECT = (*MOVEMENT, "pool_max", "argmax", "slice", "concat")
+PAIR_BITS = 24
+"""Bits of two tensors whose elements are combined: all pairs of elements are tabulated."""
 """Operators that take narrow integers as they are."""
 
 
@@ -169,7 +172,7 @@ class _Recogniser:
             if user is not None and user.op in MOVEMENT and len(users) == 1:
                 positions = _moved(positions, user, self.frame(current))
                 current = user.output
-            elif user is not None and user.op in ("cast", "add") and len(users) == 1 \
+            elif user is not None and lookup(user.op).kind == "elementwise" and len(users) == 1 \
                     and user.output.shape == current.shape:
                 current = user.output
             else:
@@ -279,6 +282,8 @@ class _Recogniser:
         assert source is not None
         x = self.wire(source)
         image = self.image(source, x, node, x.order)
+        if x.channels != image[2]:  # with one channel its words may have been lines
+            x = x.view(image[0] * image[1], image[2], x.order)
         a = node.attrs
         sliding = self.sliding(node, image, a["kernel"], a["sizes"], a["low"], x.element.low, True)
         windows = self.window(node, x, sliding)
@@ -345,6 +350,8 @@ class _Recogniser:
         assert source is not None
         x, shape = self.wire(source), self.frame(source)
         self.frame(value)
+        if node.attrs["starts"][0] != 0 or node.attrs["steps"][0] != 1:
+            refuse(node, "along the first axis")
         picks = [int(s) + np.arange(int(n)) * int(k) for s, n, k in zip(
             *(node.attrs[key][1:] for key in ("starts", "sizes", "steps")), strict=True)]
         chosen = np.arange(x.elements).reshape(shape)[np.ix_(*picks)].reshape(-1)
@@ -397,6 +404,9 @@ class _Recogniser:
         a, b = (self.wire(v) for v in region.inputs)
         if region.inputs[0].shape != region.inputs[1].shape or not np.array_equal(a.order, b.order):
             refuse(region.nodes[-1], "of tensors that do not come in the same order")
+        if a.element.bits + b.element.bits > PAIR_BITS:
+            refuse(region.nodes[-1], f"of two tensors with more than {PAIR_BITS} bits together: "
+                                     f"give fewer by --option activations")
         table = region.table([a.element, b.element])
         if table is None:
             refuse(region.nodes[-1], "with constants that differ from channel to channel")
@@ -421,6 +431,8 @@ class _Recogniser:
         if anchor.op == "matmul":
             return self.dense(value, region, anchor, wire, source, order, zero)
         image = self.image(source, wire, anchor, order)
+        if wire.channels != image[2]:
+            wire = wire.view(image[0] * image[1], image[2], order)
         if anchor.op == "reduce_sum":
             return self.frame_sum(value, region, anchor, wire, image, zero)
         return self.convolution(value, region, anchor, wire, image, zero)

@@ -123,8 +123,9 @@ class Region:
             flat = found.reshape(sums.shape if axis < other else sums.shape[::-1])
             return (flat if axis < other else flat.T).astype(np.int64)
 
-        # Two sums of each channel show whether the constants broadcast.
-        probe = arranged(np.zeros((channels, 3 if channels == 2 else 2), np.int64))
+        # As many sums of each channel as no axis has elements show whether constants broadcast.
+        count = next(n for n in range(2, 99) if n != channels and n not in total.shape)
+        probe = arranged(np.zeros((channels, count), np.int64))
         if self.evaluated({total: probe.astype(total.dtype.numpy)}, self.output) is None:
             return None
         return function

@@ -113,12 +113,13 @@ def _along_features(node: Node, scale: np.ndarray, shape: tuple[int, ...]) -> np
 
 
 def _fits(node: Node, left: Quantised, weights: np.ndarray) -> bool:
-    """Whether no sum can leave the i32."""
+    """Whether no sum can leave the i32, with a bias below 2^30 added to it (see
+    `requantised_product`)."""
     kind = left.value.dtype
     largest = int(max(abs(kind.max - left.zero), abs(kind.min - left.zero)))
     axes = tuple(range(1, weights.ndim)) if node.op == "conv" else -2
     sums = np.abs(weights).sum(axis=axes)
-    return not sums.size or int(sums.max()) * largest <= dt.i32.max
+    return not sums.size or int(sums.max()) * largest <= 1 << 30
 
 
 @rule("conv", "matmul")

@@ -97,8 +97,12 @@ class Session {
     this.#model?.close();
     this.#model = undefined;
     const model = await this.#load();
-    if (this.#closed) model.close();
-    else this.#model = model;
+    if (this.#closed) {
+      model.close();
+      return;
+    }
+    this.#model?.close(); // that of another restart, which was quicker
+    this.#model = model;
   }
 
   /** Frees the model's memory; running it afterwards is an error. */

@@ -91,6 +91,9 @@ export function asTensor(value, spec) {
   }
   const fits = kind === arrayTypes[spec.dtype].name || kind === ALSO[spec.dtype];
   const dtype = fits ? spec.dtype : NAMES[kind];
+  if (whole.shape !== undefined && typeof whole.shape?.[Symbol.iterator] !== "function") {
+    throw new SmeltError(`Input "${spec.name}" has a shape that is no array of sizes.`);
+  }
   const shape = whole.shape === undefined ? fittingShape(spec, data.length)
     : Array.from(whole.shape, Number);
   if (!shape.every((size) => Number.isSafeInteger(size) && size >= 0)) {

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...codegen.cuda_host import CudaHostPrinter, is_repeatable
 from ...codegen.host import pack_weights, used_storages
-from ...errors import TargetError
+from ...errors import TargetError, UsageError
 from ...ir.graph.core import Graph
 from ...ir.kernel.nodes import Kernel
 from ...ir.program import Launch, Program
@@ -68,6 +68,11 @@ class CudaTarget:
         """Optimises, lowers, prints and compiles; see `Target.build`."""
         if options.extra.get("profile"):
             raise TargetError("the cuda target counts no times of kernels: profile cpu")
+        for key, value in options.extra.items():
+            if key != "graphs":
+                raise UsageError(f"the cuda target has no option {key!r}; it has graphs")
+            if value not in ("true", "false"):
+                raise UsageError(f"graphs is {value!r}: use true or false")
         if options.precision != "f32":
             raise TargetError(f"the cuda target computes in f32 only, not in "
                               f"{options.precision}: compile with precision f32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Settings:
     @property
     def cycles(self) -> int | None:
         """Cycles from frame to frame that the frames per second leave."""
-        return None if self.fps is None else int(self.megahertz * 1e6 / self.fps)
+        return None if self.fps is None else int(min(self.megahertz * 1e6 / self.fps, 2.0**62))
 
 
 def read_samples(path: Path) -> list[dict[str, np.ndarray]]:
@@ -54,7 +55,7 @@ def read_samples(path: Path) -> list[dict[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as held:
             return [{name: held[name] for name in held.files}]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise UsageError(f"samples {str(path)!r}: no npz file of inputs by name ({error})"
                          ) from None
 
@@ -77,6 +78,6 @@ def _positive(name: str, text: str) -> float:
 
 
 def _whole(name: str, text: str) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise UsageError(f"{name} is {text!r}: use a number of bits")
     return int(text)

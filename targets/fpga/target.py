@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...codegen.cuda import CPP_RESERVED
 from ...codegen.host import pack_weights, used_storages
 from ...errors import TargetError, UsageError
 from ...ir.graph.clone import clone_node
@@ -153,6 +155,10 @@ def check_options(options: BuildOptions) -> None:
                           f"give their widths by --option activations=8 --option weights=8")
     if options.passes:
         raise UsageError("the fpga target runs passes of its own: leave --passes out")
+    if options.name in CPP_RESERVED or options.name in ("main", "std", "frame") \
+            or re.fullmatch(r"(in|out)\d+", options.name):
+        raise UsageError(f"the name {options.name!r} means something else in the generated C++: "
+                         f"give another by --name")
 
 
 def to_integers(graph: Graph, settings: Settings) -> list[PassReport]:

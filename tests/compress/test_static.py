@@ -347,6 +347,28 @@ def test_bad_requests_are_refused(rng, tmp_path):
         build(path, ranges="mse")
     with pytest.raises(InputError, match="sample 0: infinities or NaN arise inside the model"):
         build(path, quantize="int8", data=[{"x": np.full((64, 40), 3e38, np.float32)}])
+    with pytest.raises(InputError, match="there are no samples"):
+        build(path, quantize="int8", data=[])
+
+
+@pytest.mark.parametrize("method", ["rtn", "smoothquant"])
+def test_samples_without_elements_are_refused(method, rng, tmp_path):
+    net = Net(rng, ("N", 5))
+    path = net.save(tmp_path / "m.onnx", net.product("x", 5, 3))
+    with pytest.raises(InputError, match="MatMul0.* has no element in any sample"):
+        build(path, quantize="int8", method=method, data=[{"x": np.zeros((0, 5), np.float32)}])
+
+
+@pytest.mark.parametrize("largest", [1e-43, 3.3e38])
+def test_ranges_of_extreme_numbers(largest, rng, tmp_path):
+    """Denormal numbers, and a range whose width is beyond f32."""
+    net = Net(rng, (2, 5))
+    weights = net.array(np.full((5, 3), 1e-3, np.float32))
+    path = net.save(tmp_path / "m.onnx", net.add("MatMul", "x", weights))
+    x = np.zeros((2, 5), np.float32)
+    x[:, 0], x[:, 1] = largest, -largest / 2
+    report = build(path, quantize="int8", data=[{"x": x}], accuracy=0.0).reports["compression"]
+    assert [layer["encoding"] for layer in report["layers"]] == ["int8"]
 
 
 def test_weights_fill_seven_bits(rng):

@@ -177,6 +177,10 @@ CHAINS = {
     "one of everything": lambda r: chain(r, [1, 1, 1, 1], [
         ("Conv", ["w", "b"], {}), ("GlobalAveragePool", [], {}), ("Flatten", [], {}),
         ("Gemm", ["v"], {})], w=(1, 1, 1, 1), b=(1,), v=(1, 1)),
+    "one channel of pixels": lambda r: chain(r, [1, 1, 6, 4], [
+        ("Sigmoid", [], {}), ("MaxPool", [], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        ("Conv", ["w"], {}), ("Sigmoid", [], {}), ("GlobalAveragePool", [], {}),
+        ("Conv", ["v"], {})], w=(1, 1, 1, 2), v=(2, 1, 1, 1)),
     "unused rows": lambda r: chain(r, [1, 2, 9, 9], [
         ("Conv", ["w"], {"strides": [4, 4]}), ("LeakyRelu", [], {"alpha": 0.1}),
         ("Sigmoid", [], {}), ("Conv", ["v"], {})], w=(2, 2, 3, 3), v=(2, 2, 1, 1)),
@@ -205,6 +209,18 @@ def shuffled(rng) -> onnx.ModelProto:
 
 
 CHAINS["shuffled channels"] = shuffled
+
+
+def test_activations_that_are_never_positive_keep_their_bits(rng):
+    """0.01 is more than the steps of both layers' results come to, the largest being 0.31."""
+    made = chain(rng, [1, 1, 4, 1], [("Conv", ["w", "b"], {}), ("Conv", ["v"], {})],
+                 w=(1, 1, 1, 1), b=(1,), v=(1, 1, 1, 1))
+    for tensor, value in zip(made.graph.initializer, (0.01, -0.3, 1.0), strict=True):
+        array = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, value), tensor.name))
+    x = rng.uniform(-1, 1, (1, 1, 4, 1)).astype(np.float32)
+    found = smelt.compile(made, target="fpga:xcu280")(x)
+    np.testing.assert_allclose(found, 0.01 * x - 0.3, 0, 0.01)
 
 
 @pytest.mark.parametrize("name", CHAINS)

@@ -23,7 +23,8 @@ def model(nodes, shape, out, **weights: np.ndarray) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
-        [numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items()])
+        [numpy_helper.from_array(w if w.dtype == np.int64 else w.astype(np.float32), n)
+         for n, w in weights.items()])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -70,6 +71,20 @@ CASES = {
                       "node 'square' .MatMul.: the fpga target has no layer for operator matmul"),
     "quantised and not monotone": (lambda: not_monotone(), "fpga:xcu280", {}, ModelError,
                                    "node 'product' .MatMul.*more than monotone arithmetic"),
+    "reversed frames": (lambda: model([
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Slice", ["a", "from", "to", "axis", "step"], ["b"], name="reverse"),
+        helper.make_node("MatMul", ["b", "w"], ["y"])], [2, 4], [2, 4], w=np.eye(4),
+        **{"from": np.array([1]), "to": np.array([-9]), "axis": np.array([0]),
+           "step": np.array([-1])}), "fpga:xcu280", {}, ModelError,
+        "node 'reverse' .Slice.: .* along the first axis"),
+    "constants of each frame": (lambda: model([
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+        helper.make_node("Mul", ["a", "v"], ["y"])], [2, 4], [2, 4], w=np.eye(4),
+        v=np.array([[1.0], [2.0]])), "fpga:xcu280", {}, ModelError,
+        "node 'product' .MatMul.*constants of each channel"),
+    "pairs of many bits": (lambda: small_cnn(np.random.default_rng(0)), "fpga:xcu280",
+                           {"activations": "16"}, ModelError, "more than 24 bits together"),
     "softmax inside": (lambda: model([
         helper.make_node("MatMul", ["x", "w"], ["a"]),
         helper.make_node("Softmax", ["a"], ["b"], name="inside"),

@@ -177,8 +177,8 @@ def test_what_is_no_product_of_bytes_by_features_stays(rng):
     assert not IntegerProducts().run(graph(rng.uniform(0.1, 1, (8, 1))))
     assert not IntegerProducts().run(graph(np.array(0.1), runtime=True))
     assert not IntegerProducts().run(graph(np.array(-0.1)))
-    assert IntegerProducts().run(graph(np.array(0.1), 66311))
-    assert not IntegerProducts().run(graph(np.array(0.1), 66313))  # * 127 * 255 > 2^31
+    assert IntegerProducts().run(graph(np.array(0.1), 33155))
+    assert not IntegerProducts().run(graph(np.array(0.1), 33156))  # * 127 * 255 > 2^30
 
 
 def block(c: Cases) -> None:
