@@ -141,7 +141,7 @@ def matmul_rule(low: Lowering, node: Node) -> bool:
     flat = right.rank == 2 and walks_as_one(group, root)
     height = product(left.shape[:-1]) if flat else rows
     constant = right_outer.constant
-    if constant is None and dot.widens:
+    if constant is None and (dot.widens or dot.group > 1 and dot.accumulator is not dt.i32):
         return False
     ops = operands(low, group, "matmul", needed(group, root, *([] if dot.widened else [left])))
     writer = LoopWriter(ops.b, low.machine)
