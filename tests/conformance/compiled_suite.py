@@ -37,16 +37,11 @@ def check(case: Case, target: str = "cpu", optimize: int = 1) -> None:
                     compare(mine, theirs, case.source.rtol, case.source.atol)
 
 
-def import_compiler(case: Case, target: str = "cpu", optimize: int = 1) -> None:
-    """Compiles a case that passes in this process, so that the children of `failure` need not
-    import everything again, each for itself: most of their time otherwise."""
-    check(case, target, optimize)
-
-
 def failure(function: Callable[[], None]) -> str:
     """What goes wrong when a forked child calls `function`; "" when nothing does.
 
-    A crash or an endless loop of compiled code ends the child alone.
+    A crash or an endless loop of compiled code ends the child alone. Where there are many children,
+    `check` a case in this process first: what that imports need not be imported in each of them.
     """
     read, write = os.pipe()
     child = os.fork()
